@@ -1,0 +1,1 @@
+"""What stands around a run: directory, metrics, checkpoints, evaluation, films, plots."""

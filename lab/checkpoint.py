@@ -1,0 +1,224 @@
+"""Checkpoints of everything a run needs to go on: arrays by orbax, counters and texts beside them as JSON."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lab.errors import UserError
+
+
+class Checkpoints:
+    """The last `keep` checkpoints under `directory`, numbered by step.
+
+    Each is written beside and then put in place: a kill at any instant leaves the old or the new one whole.
+    `save` returns when the data are on disk: the caller may donate the state's buffers next.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+        self.path = Path(directory).absolute()
+        self._keep, self._writes = keep, False
+        self._manager = self._open()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def latest_step(self) -> int | None:
+        """Return the step of the newest whole checkpoint, None without one."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, host: dict[str, Any]) -> bool:
+        """Write `state` (a pytree of arrays, typed PRNG keys included) and `host` (what JSON can hold).
+
+        Returns False, with nothing written, when the newest checkpoint already has this step. Raises
+        ValueError for a step before the newest one, TypeError for a leaf that is not an array.
+        """
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
+            if step == latest:
+                return False
+            raise ValueError(f"step {step} comes before the newest checkpoint, {latest}")
+        if not self._writes:
+            self._manager.close()
+            self._writes = True
+            self._manager = self._open()
+        names, leaves = _named_leaves(state)
+        manifest = [_describe(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        for entry, leaf in zip(manifest, leaves, strict=True):
+            entry["key"] = str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
+        arrays = {_slot(i): _to_array(leaf) for i, leaf in enumerate(leaves) if leaf.size}
+        for i, entry in enumerate(manifest):
+            entry["crc32"] = _crc32(arrays[_slot(i)]) if _slot(i) in arrays else None
+        content = {"manifest": manifest, "host": json.loads(json.dumps(host))}
+        arguments = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(content))
+        self._manager.save(step, args=arguments, force=True)
+        self._manager.wait_until_finished()
+        return True
+
+    def host(self, step: int | None = None) -> dict[str, Any]:
+        """Return the `host` alone of `step` (default: the newest); raises UserError as `restore` does."""
+        return self._content(self._existing(step))["host"]
+
+    def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Return the state saved at `step` (default: the newest), bit for bit, and its `host`.
+
+        `target` has the structure, shapes, dtypes and shardings wanted, in arrays or jax.ShapeDtypeStruct.
+        Raises UserError when there is no checkpoint, when it does not fit `target`, and when it is damaged.
+        """
+        step = self._existing(step)
+        place, content = self.path / str(step), self._content(step)
+        names, leaves = _named_leaves(target)
+        saved = [{name: entry[name] for name in ("name", "shape", "dtype")} for entry in content["manifest"]]
+        saved_as = [(entry["crc32"], entry["key"]) for entry in content["manifest"]]
+        _check_fits(place, saved, [_describe(n, leaf) for n, leaf in zip(names, leaves, strict=True)])
+        wanted = {_slot(i): _to_abstract(leaf) for i, leaf in enumerate(leaves) if leaf.size}
+        arrays = self._read(step, arrays=ocp.args.StandardRestore(wanted))["arrays"]
+        restored = []
+        for i, (name, leaf, (checksum, key)) in enumerate(zip(names, leaves, saved_as, strict=True)):
+            array = arrays[_slot(i)] if leaf.size else _empty(leaf)
+            if checksum is not None and _crc32(array) != checksum:
+                raise _damaged(place, f"checksum of {name}")
+            restored.append(array if key is None else _to_key(array, key, leaf))
+        return jax.tree.unflatten(jax.tree.structure(target), restored), content["host"]
+
+    def close(self) -> None:
+        """Release the directory."""
+        self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        """Open the directory; who only reads must not clear away what another process is writing."""
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            create=True,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=self._writes,
+        )
+        return ocp.CheckpointManager(self.path, options=options)
+
+    def _existing(self, step: int | None) -> int:
+        """Return `step`, or the newest for None; raises UserError when it is not there."""
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'} in {self.path}")
+        return step
+
+    def _content(self, step: int) -> dict[str, Any]:
+        """Read what stands beside the arrays: `host`, and the manifest of the leaves."""
+        content = self._read(step, host=ocp.args.JsonRestore())["host"]
+        if not isinstance(content, dict) or set(content) != {"manifest", "host"}:
+            raise _damaged(self.path / str(step), "its manifest is missing")
+        return content
+
+    def _read(self, step: int, **arguments) -> Any:
+        """Let orbax read some items; whatever goes wrong inside means a damaged checkpoint."""
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise _damaged(self.path / str(step), error) from error
+
+
+def _slot(index: int) -> str:
+    """Name a leaf inside the file; fixed width keeps the order."""
+    return f"{index:05d}"
+
+
+def _named_leaves(tree: Any) -> tuple[list[str], list[Any]]:
+    """Return the path of each leaf, as ".params['kernel']", and the leaves."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path) for path, _ in pairs], [leaf for _, leaf in pairs]
+
+
+def _is_key(leaf: Any) -> bool:
+    """Tell a typed PRNG key from numbers."""
+    is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+    return is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _describe(name: str, leaf: Any) -> dict[str, Any]:
+    """Return what a leaf must have in common with its saved self."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic):
+        raise TypeError(f"{name} is a {type(leaf).__name__}: put it into `host`, or make it an array")
+    return {"name": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _to_array(leaf: Any) -> jax.Array | np.ndarray:
+    """Return the numbers to store; of a PRNG key its uint32 words."""
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+
+
+def _to_abstract(leaf: Any) -> Any:
+    """Return what orbax shall make: the stored shape and dtype, on the devices of `leaf`."""
+    if _is_key(leaf):
+        words = jax.eval_shape(jax.random.key_data, leaf)
+        # A key's sharding speaks of one axis fewer than its words have, so the words are placed afterwards.
+        return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=_default_sharding())
+    if isinstance(leaf, np.ndarray | np.generic):
+        return np.zeros(leaf.shape, leaf.dtype)
+    sharding = getattr(leaf, "sharding", None) or _default_sharding()
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _to_key(words: jax.Array, implementation: str, leaf: Any) -> jax.Array:
+    """Turn restored words into PRNG keys placed as `leaf`."""
+    key = jax.random.wrap_key_data(words, impl=implementation)
+    sharding = getattr(leaf, "sharding", None)
+    return key if sharding is None else jax.device_put(key, sharding)
+
+
+def _empty(leaf: Any) -> Any:
+    """Make an array without elements, which orbax refuses to store."""
+    abstract = _to_abstract(leaf)
+    if isinstance(abstract, np.ndarray):
+        return abstract
+    return jax.device_put(np.zeros(abstract.shape, abstract.dtype), abstract.sharding)
+
+
+def _default_sharding() -> jax.sharding.Sharding:
+    """Return the first device of this process."""
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _crc32(array: Any) -> int | None:
+    """Return the checksum of the bytes, None for an array of which other hosts hold parts."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _check_fits(place: Path, saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    """Raise UserError naming the first leaf that differs."""
+    if saved == wanted:
+        return
+    here, there = ({entry["name"]: entry for entry in entries} for entries in (wanted, saved))
+    for name in [*here, *there]:
+        old, new = there.get(name), here.get(name)
+        if old != new:
+            break
+    else:
+        name, old, new = "the order of its parts", None, None
+
+    def show(entry: dict[str, Any] | None) -> str:
+        return "nothing" if entry is None else f"{entry['dtype']}{entry['shape']}"
+
+    raise UserError(
+        f"the checkpoint {place} is of another program or configuration ({name}: {show(old)} there, "
+        f"{show(new)} here): choose another --run-dir"
+    )
+
+
+def _damaged(place: Path, reason: object) -> UserError:
+    """Return the error for a checkpoint that cannot be read."""
+    why = " ".join(str(reason).split())
+    why = why if len(why) <= 160 else why[:160] + "…"
+    return UserError(f"checkpoint {place} is damaged ({why}): remove it to go on from the one before")

@@ -1,0 +1,277 @@
+"""An episode as a GIF: the game beside what the agent was told, what it did and what that was worth."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+PICTURE = 432  # pixels that the game's height is scaled to (to the next whole multiple)
+PANEL, MARGIN, LINE = 432, 18, 18  # pixels
+CAPTION_LINES, GOAL_ROWS, ACHIEVEMENT_ROWS = 4, 6, 5
+HOLD_NEW, HOLD_LAST = 5, 20  # how many times longer a frame with a new achievement, and the last, stand
+
+BACKGROUND, RULE = (22, 25, 31), (46, 51, 61)
+TEXT, FAINT = (232, 234, 238), (134, 141, 153)
+GREEN, GREEN_DARK, GOLD = (112, 214, 140), (31, 69, 48), (245, 196, 94)
+GAME_COLOURS, RAMP = 48, 4  # of the palette; from the background to each text colour
+UNCHANGED = 255  # the palette's index that leaves a pixel as it was
+NOISE_COLOURS, NOISE = 600, 32  # a picture of more colours is noisy (night); differences smoothed there
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One step: the picture after it, what the agent was told before it, what it did and got."""
+
+    image: np.ndarray  # uint8 [H, W, 3]
+    step: int
+    scene: str  # the state caption
+    goals: tuple[tuple[str, bool], ...]  # suggested goals, and whether achieved before in the episode
+    action: str
+    caption: str  # what the step was called
+    reward: float
+    rewarded_goal: str | None
+    achievements: tuple[str, ...]  # unlocked so far, oldest first
+    new_achievement: str | None
+
+
+def make_film(frames: Sequence[Frame], path: str | os.PathLike, fps: float = 8.0) -> None:
+    """Write a looping GIF of all `frames`, which must be at least one; all pictures have one size."""
+    palette = _make_palette(frames)
+    duration = [1000.0 / fps * (HOLD_NEW if frame.new_achievement else 1) for frame in frames]
+    duration[-1] = 1000.0 / fps * HOLD_LAST
+    pictures = _changes(_compose(frame, palette) for frame in frames)
+    first = next(pictures)
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    first.save(
+        temporary,
+        format="GIF",
+        save_all=True,
+        append_images=pictures,
+        duration=[round(d / 10) * 10 for d in duration],
+        loop=0,
+        optimize=False,  # keeps the one palette for all frames
+        transparency=UNCHANGED,
+        disposal=1,
+    )
+    os.replace(temporary, path)
+
+
+def draw_frame(frame: Frame) -> Image.Image:
+    """Return one frame in full colour, as make_film shows it."""
+    game = _scaled(Image.fromarray(frame.image))
+    canvas = Image.new("RGB", (game.width + PANEL, game.height), BACKGROUND)
+    canvas.paste(game, (0, 0))
+    canvas.paste(_draw_panel(frame, game.height), (game.width, 0))
+    return canvas
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Enlarge the game by a whole factor, pixels staying square and sharp."""
+    factor = max(1, -(-PICTURE // image.height))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _changes(pictures: Iterator[Image.Image]) -> Iterator[Image.Image]:
+    """Mark in each picture the pixels that are as before: half the size of the file."""
+    before = None
+    for picture in pictures:
+        now = np.asarray(picture)
+        marked = now if before is None else np.where(now == before, np.uint8(UNCHANGED), now)
+        before = now
+        changed = Image.fromarray(marked).convert("L")
+        changed.putpalette(picture.getpalette())
+        yield changed
+
+
+def _smooth(image: np.ndarray) -> Image.Image:
+    """Take the noise from a dark picture: it hides the game and fills the file. Edges stay."""
+    picture = Image.fromarray(image)
+    if picture.getcolors(NOISE_COLOURS) is not None:
+        return picture
+    median = np.asarray(picture.filter(ImageFilter.MedianFilter(3)))
+    near = np.abs(median.astype(np.int16) - image).max(axis=-1, keepdims=True) < NOISE
+    return Image.fromarray(np.where(near, median, image))
+
+
+def _compose(frame: Frame, palette: Image.Image) -> Image.Image:
+    """Return the frame in the film's palette; the game is reduced to it before it is enlarged."""
+    game = _scaled(_smooth(frame.image).quantize(palette=palette, dither=Image.Dither.NONE))
+    canvas = Image.new("P", (game.width + PANEL, game.height))
+    canvas.putpalette(palette.getpalette())
+    canvas.paste(game, (0, 0))
+    panel = _draw_panel(frame, game.height).quantize(palette=palette, dither=Image.Dither.NONE)
+    canvas.paste(panel, (game.width, 0))
+    return canvas
+
+
+def _make_palette(frames: Sequence[Frame]) -> Image.Image:
+    """Return an image with the colours of the panel and the fittest for the game, at most 255."""
+    colours = {BACKGROUND: None, RULE: None}
+    for ground, inks in ((BACKGROUND, (TEXT, FAINT, GREEN, GOLD)), (GREEN_DARK, (TEXT,))):
+        for ink in inks:
+            for part in np.linspace(0.0, 1.0, RAMP):
+                colours[tuple(round(g + part * (i - g)) for g, i in zip(ground, ink, strict=True))] = None
+    chosen = frames[:: max(1, len(frames) // 48)]
+    montage = Image.fromarray(np.concatenate([np.asarray(_smooth(frame.image)) for frame in chosen]))
+    reduced = montage.quantize(colors=GAME_COLOURS, method=Image.Quantize.FASTOCTREE)  # keeps rare colours
+    for _, colour in reduced.convert("RGB").getcolors():
+        colours[colour] = None
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for colour in colours for part in colour])
+    return palette
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font, which needs no file of the system."""
+    return ImageFont.load_default(size=size)
+
+
+@lru_cache(maxsize=65536)
+def _width(text: str, size: int) -> float:
+    """Return the width of a text in pixels."""
+    return _font(size).getlength(text)
+
+
+def clip(text: str, width: float, size: int) -> str:
+    """Shorten `text` with an ellipsis until it is at most `width` pixels wide."""
+    if _width(text, size) <= width:
+        return text
+    while text and _width(text.rstrip() + "…", size) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def wrap(text: str, width: float, size: int, lines: int) -> list[str]:
+    """Break `text` into at most `lines` lines of at most `width` pixels; an ellipsis tells of the rest."""
+    done: list[str] = []
+    words = text.split()
+    while words:
+        count = len(words)
+        while count > 1 and _width(" ".join(words[:count]), size) > width:
+            count -= 1
+        if len(done) == lines - 1:
+            return [*done, clip(" ".join(words), width, size)]
+        done.append(clip(" ".join(words[:count]), width, size))
+        words = words[count:]
+    return done
+
+
+def choose_goals(
+    goals: Sequence[tuple[str, bool]], rewarded: str | None, room: int
+) -> tuple[list[tuple[str, bool]], int]:
+    """Return at most `room` cells' worth of goals in their order, and how many are left out.
+
+    When room is short the rewarded goal goes first, then open ones, and a cell is kept for "+n more".
+    """
+    if len(goals) <= room:
+        return list(goals), 0
+    ranked = sorted(range(len(goals)), key=lambda i: (goals[i][0] != rewarded, goals[i][1], i))
+    kept = sorted(ranked[: room - 1])
+    return [goals[i] for i in kept], len(goals) - len(kept)
+
+
+def _draw_panel(frame: Frame, height: int) -> Image.Image:
+    """Draw the text side; every part has a fixed place, so nothing jumps from frame to frame."""
+    panel = Image.new("RGB", (PANEL, height), BACKGROUND)
+    draw = ImageDraw.Draw(panel)
+    inner = PANEL - 2 * MARGIN
+    y = 9
+
+    label = f"step {frame.step}"
+    draw.text((PANEL - MARGIN - _width(label, 12), y), label, FAINT, _font(12))
+    _heading(draw, y, "the agent sees")
+    y += 18
+    for i, line in enumerate(wrap(frame.scene, inner, 14, CAPTION_LINES)):
+        draw.text((MARGIN, y + i * LINE), line, TEXT, _font(14))
+    y += CAPTION_LINES * LINE + 8
+
+    y = _rule(draw, y)
+    _heading(draw, y, "suggested goals" if frame.goals else "no goal suggested")
+    y += 18
+    _draw_goals(draw, frame, y, inner)
+    y += GOAL_ROWS * LINE + 8
+
+    y = _rule(draw, y)
+    _heading(draw, y, "action")
+    draw.text((MARGIN + 92, y - 3), clip(frame.action, inner - 92, 15), TEXT, _font(15))
+    y += LINE + 1
+    _heading(draw, y, "happened")
+    draw.text((MARGIN + 92, y - 3), clip(frame.caption, inner - 92, 15), TEXT, _font(15))
+    y += LINE + 1
+    _heading(draw, y, "reward")
+    earned = f"{frame.reward:+.2f}" if frame.reward else "0"
+    if frame.rewarded_goal is not None:
+        earned = f"{earned}  for {frame.rewarded_goal}"
+    ink = GREEN if frame.reward > 0 else FAINT
+    draw.text((MARGIN + 92, y - 3), clip(earned, inner - 92, 15), ink, _font(15))
+    y += LINE + 6
+
+    y = _rule(draw, y)
+    _heading(draw, y, f"achievements   {len(frame.achievements)}")
+    _draw_achievements(draw, frame, y + 17, inner)
+    return panel
+
+
+def _heading(draw: ImageDraw.ImageDraw, y: int, text: str) -> None:
+    """Write a small faint title."""
+    draw.text((MARGIN, y), text, FAINT, _font(12))
+
+
+def _rule(draw: ImageDraw.ImageDraw, y: int) -> int:
+    """Draw a line across and return where the next part begins."""
+    draw.line((MARGIN, y, PANEL - MARGIN, y), RULE)
+    return y + 8
+
+
+def _draw_goals(draw: ImageDraw.ImageDraw, frame: Frame, y: int, inner: int) -> None:
+    """List the goals in two columns: achieved ones ticked and struck, the rewarded one lit."""
+    column = inner // 2
+    shown, left_out = choose_goals(frame.goals, frame.rewarded_goal, 2 * GOAL_ROWS)
+    for i, (goal, achieved) in enumerate(shown):
+        x, top = MARGIN + (i // GOAL_ROWS) * column, y + (i % GOAL_ROWS) * LINE
+        text = clip(goal, column - 28, 14)
+        rewarded = goal == frame.rewarded_goal
+        if rewarded:
+            draw.rounded_rectangle((x - 5, top, x + column - 11, top + LINE - 1), 4, GREEN_DARK)
+        if rewarded or achieved:
+            _tick(draw, x + 1, top + 5, TEXT if rewarded else GREEN)
+        else:
+            draw.ellipse((x + 3, top + 7, x + 7, top + 11), FAINT)
+        draw.text((x + 16, top), text, FAINT if achieved and not rewarded else TEXT, _font(14))
+        if achieved and not rewarded:
+            draw.line((x + 16, top + 10, x + 16 + _width(text, 14), top + 10), FAINT)
+    if left_out:
+        draw.text((MARGIN + column + 16, y + (GOAL_ROWS - 1) * LINE), f"+{left_out} more", FAINT, _font(14))
+
+
+def _tick(draw: ImageDraw.ImageDraw, x: int, y: int, ink: tuple[int, int, int]) -> None:
+    """Draw a tick of about 9 by 8 pixels; not every font has one."""
+    draw.line((x, y + 4, x + 3, y + 7, x + 9, y), ink, 2, joint="curve")
+
+
+def _draw_achievements(draw: ImageDraw.ImageDraw, frame: Frame, y: int, inner: int) -> None:
+    """Set the achievements in running lines, the newest in gold; the oldest give way when room is short."""
+    names = list(frame.achievements)
+    dropped = 0
+    while True:
+        words = [f"+{dropped} more"] if dropped else []
+        places, x, row = [], 0.0, 0
+        for i, name in enumerate(words + names):
+            word = clip(name, inner, 13)
+            wide = _width(word, 13)
+            if x and x + wide > inner:
+                x, row = 0.0, row + 1
+            places.append((x, row, word, name == frame.new_achievement, dropped and i == 0))
+            x += wide + 13
+        if row < ACHIEVEMENT_ROWS:
+            break
+        names, dropped = names[1:], dropped + 1
+    for x, row, word, new, faint in places:
+        ink = GOLD if new else FAINT if faint else TEXT
+        draw.text((MARGIN + x, y + row * 16), word, ink, _font(13))

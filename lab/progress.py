@@ -1,0 +1,132 @@
+"""A progress bar over env steps, or plain lines where there is no terminal."""
+
+import sys
+import time
+from collections import deque
+from typing import TextIO
+
+from tqdm import tqdm
+
+PLAIN_SECONDS = 10.0  # without a terminal: at most one line in this time
+RATE_SECONDS = 20.0  # steps per second are measured over this much of the past
+
+
+class Progress:
+    """Shows how far a run is; visible at once as "compiling", which the speed leaves out.
+
+    `total_steps` and `initial_steps` count env steps; `file` defaults to stderr.
+    """
+
+    def __init__(self, total_steps: int, initial_steps: int = 0, file: TextIO | None = None):
+        self._file = sys.stderr if file is None else file
+        self._total, self._steps = total_steps, initial_steps
+        self._start = self._last_line = time.monotonic()
+        self._history: deque[tuple[float, int]] = deque()
+        self._details = ""
+        self._phase = "compiling"
+        self._bar = None
+        if self._file.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=initial_steps,
+                file=self._file,
+                bar_format="{percentage:3.0f}% |{bar:20}| {desc}",
+                dynamic_ncols=True,
+                mininterval=0.1,
+            )
+        self._show(force=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def phase(self, name: str) -> None:
+        """Show what is done now ("compiling", "evaluating"; "" is training) and measure speed afresh."""
+        self._phase = name
+        self._history.clear()
+        if not name:
+            self._history.append((time.monotonic(), self._steps))
+        self._show(force=bool(name))
+
+    def update(
+        self,
+        env_steps: int,
+        achievements_per_episode: float | None = None,
+        scenes: int | None = None,
+        waiting: int | None = None,
+    ) -> None:
+        """Show that `env_steps` are done; what is None is not shown. The first call ends "compiling"."""
+        now = time.monotonic()
+        self._steps, self._phase = env_steps, ""
+        self._history.append((now, env_steps))
+        while len(self._history) > 2 and now - self._history[1][0] >= RATE_SECONDS:
+            self._history.popleft()
+        details = []
+        if achievements_per_episode is not None:
+            details.append(f"{achievements_per_episode:.2f} achievements/episode")
+        if scenes is not None:
+            details.append(f"{scenes:,} scenes")
+        if waiting is not None:
+            details.append(f"{waiting:,} queries waiting")
+        self._details = ", ".join(details)
+        self._show()
+
+    def waiting(self, queries: int) -> None:
+        """Show that a language model still has `queries` to answer before the run goes on."""
+        before, self._phase = self._phase, f"{queries:,} queries waiting"
+        self._show()
+        self._phase = before
+
+    def write(self, text: str) -> None:
+        """Print a line without spoiling the bar."""
+        if self._bar is not None:
+            tqdm.write(text, file=self._file)
+        else:
+            print(text, file=self._file, flush=True)
+
+    def close(self) -> None:
+        """Show the last state and leave it standing; calling it again is harmless."""
+        if self._file is None:
+            return
+        self._show(force=True)
+        if self._bar is not None:
+            self._bar.close()
+        self._file = None
+
+    def _rate(self) -> float | None:
+        """Return env steps per second over the last while, None before it is known."""
+        if len(self._history) < 2 or self._history[-1][0] <= self._history[0][0]:
+            return None
+        (before, first), (now, last) = self._history[0], self._history[-1]
+        return (last - first) / (now - before)
+
+    def _show(self, force: bool = False) -> None:
+        """Draw the bar, or print a line when one is due."""
+        rate = self._rate()
+        parts = [f"{self._steps:,}/{self._total:,} steps"]
+        if self._phase:
+            parts.append(self._phase)
+        if rate is not None:
+            parts.append(f"{rate:,.0f} steps/s")
+            if rate > 0 and self._steps < self._total:
+                parts.append(f"{_clock((self._total - self._steps) / rate)} left")
+        if self._details:
+            parts.append(self._details)
+        text = ", ".join(parts)
+        if self._bar is not None:
+            self._bar.n = self._steps
+            self._bar.set_description_str(text, refresh=True)
+            return
+        now = time.monotonic()
+        if force or now - self._last_line >= PLAIN_SECONDS:
+            self._last_line = now
+            print(f"[{_clock(now - self._start)}] {text}", file=self._file, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """Write a duration as m:ss or h:mm:ss."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,366 @@
+"""The script: numbers by hand, plain-Python twins, probes of the learner, exactness of every way to the same result."""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ellm_ppo
+from lab.errors import UserError
+from lab.run import read_config
+from tests.test_tables import make_tables
+from tests.toy_world import ProbeWorld, ToyWorld
+from tests.training import TINY, TableModel, train
+
+EXACT = {"rtol": 0, "atol": 0}
+
+
+def assert_equal_trees(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(_numbers(x), _numbers(y)), a, b)
+
+
+def _numbers(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+# Numbers by hand
+
+
+def test_advantages_by_hand_tell_termination_from_truncation():
+    rewards = jnp.asarray([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
+    values = jnp.asarray([[0.5, 0.5], [1.0, 1.0], [1.5, 1.5]])
+    next_values = jnp.asarray([[1.0, 1.0], [8.0, 8.0], [2.0, 2.0]])  # the second step ends both episodes
+    done = jnp.asarray([[False, False], [True, True], [False, False]])
+    terminated = done.at[1, 1].set(False)  # the second env was cut by the time limit: its last state is worth 8
+    advantages = ellm_ppo.generalised_advantages(rewards, values, next_values, terminated, done, 0.5, 0.5)
+    third = 4.0 + 0.5 * 2.0 - 1.5
+    second = [2.0 - 1.0, 2.0 + 0.5 * 8.0 - 1.0]
+    first = [1.0 + 0.5 * 1.0 - 0.5 + 0.25 * a for a in second]
+    np.testing.assert_allclose(advantages, [first, second, [third, third]], rtol=1e-6)
+
+
+def test_reward_by_hand_takes_the_best_new_goal_above_the_threshold():
+    similarity = jnp.asarray([[0, 1.0, 0.5], [0, 0.995, 0.2], [0, 0.98, 1.0]])  # goals x captions, caption 0 is "nothing"
+    tables = make_tables(similarity=similarity)
+    suggested = jnp.asarray([[True, True, True], [False, True, True], [True, True, False], [True, True, True]])
+    achieved = jnp.asarray([[False] * 3, [False] * 3, [True, False, False], [True, True, True]])
+    rewards, reached = ellm_ppo.reward_step(tables, 0.99, suggested, achieved, jnp.asarray([1, 1, 1, 1]))
+    np.testing.assert_allclose(rewards, [1.0, 0.995, 0.995, 0.0])
+    assert reached.tolist() == [[True, True, False], [False, True, False], [False, True, False], [False] * 3]
+    rewards, reached = ellm_ppo.reward_step(tables, 0.99, suggested, achieved, jnp.zeros(4, jnp.int32))
+    assert rewards.tolist() == [0.0] * 4 and not reached.any()
+
+
+def plain_rewards(similarity, suggested, captions, done, achieved, threshold):
+    """Reward a rollout in plain Python; achieved is a list of sets, changed in place."""
+    num_steps, num_envs = captions.shape
+    rewards = np.zeros((num_steps, num_envs))
+    for t in range(num_steps):
+        for n in range(num_envs):
+            for goal in np.flatnonzero(suggested[t, n]):
+                value = similarity[goal, captions[t, n]]
+                if goal not in achieved[n] and value > threshold:
+                    rewards[t, n] = max(rewards[t, n], value)
+            achieved[n] |= {g for g in np.flatnonzero(suggested[t, n]) if similarity[g, captions[t, n]] > threshold}
+            if done[t, n]:
+                achieved[n].clear()
+    return rewards
+
+
+def test_rewards_of_a_rollout_equal_plain_python(setups):
+    rng = np.random.default_rng(0)
+    num_steps, num_envs, num_goals, num_captions = 30, 6, 32, 5
+    similarity = rng.random((num_goals, num_captions)).astype(np.float32)
+    suggested = rng.random((num_steps, num_envs, num_goals)) < 0.3
+    captions = rng.integers(0, num_captions, (num_steps, num_envs))
+    terminated, truncated = rng.random((2, num_steps, num_envs)) < 0.05
+    achieved = rng.random((num_envs, num_goals)) < 0.2
+    blank = jnp.zeros((num_steps, num_envs))
+    rollout = ellm_ppo.Rollout(
+        inputs=None,
+        scenes=jnp.zeros((num_steps, num_envs, 1), jnp.uint32),
+        suggested=ellm_ppo.pack_bits(jnp.asarray(suggested)),
+        actions=blank,
+        log_probs=blank,
+        values=blank,
+        captions=jnp.asarray(captions),
+        rewards=blank,
+        terminated=jnp.asarray(terminated),
+        truncated=jnp.asarray(truncated),
+    )
+    setup = setups(goal_source="oracle", similarity_threshold=0.8)
+    rewards, at_end = ellm_ppo.ellm_rewards(
+        setup, make_tables(similarity=jnp.asarray(similarity)), rollout, jnp.asarray(achieved)
+    )
+    sets = [set(np.flatnonzero(row)) for row in achieved]
+    expected = plain_rewards(similarity, suggested, captions, terminated | truncated, sets, 0.8)
+    np.testing.assert_allclose(rewards, expected, **EXACT)
+    assert [set(np.flatnonzero(row)) for row in np.asarray(at_end)] == sets
+    assert (expected > 0).mean() > 0.1
+
+
+@pytest.fixture
+def setups(tmp_path):
+    def make(world=None, **fields):
+        args = ellm_ppo.Args(num_envs=4, num_steps=8, store=str(tmp_path / "store.sqlite"), **fields)
+        world = world or ToyWorld()
+        service = ellm_ppo.make_service(args, world)
+        service.prepare()
+        return ellm_ppo.make_setup(args, world, service)
+
+    return make
+
+
+# The learner
+
+
+@pytest.mark.parametrize("kind", ["constant", "observation", "delayed", "action"])
+def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
+    world = ProbeWorld(kind=kind)
+    fields = {"goal_source": "none", "num_envs": 16, "total_timesteps": 16 * 8 * 120, "learning_rate": 3e-3}
+    _, state, lines = train(
+        monkeypatch, world, tmp_path, kind, gamma=0.5, gae_lambda=0.95, checkpoint_every=1000, **fields
+    )
+    network = ellm_ppo.ActorCritic(2, 16)
+    observations = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    inputs = ellm_ppo.PolicyInput(observations, jnp.zeros((4, 3), bool), jnp.zeros((4, 0)), jnp.zeros((4, 0)))
+    logits, values = network.apply(state.params, inputs)
+    if kind == "constant":
+        np.testing.assert_allclose(values[:2], [1.0, 1.0], atol=0.1)
+    elif kind == "observation":
+        np.testing.assert_allclose(values[:2], [-1.0, 1.0], atol=0.15)
+    elif kind == "delayed":
+        first_step = values[:2]
+        np.testing.assert_allclose(first_step, [0.5, 0.5], atol=0.15)
+    else:
+        assert jax.nn.softmax(logits)[0, 0] > 0.9 and jax.nn.softmax(logits)[1, 1] > 0.9
+        assert lines[-1]["reward_per_step"] > 0.8
+
+
+def test_learns_to_reach_suggested_goals_without_the_worlds_reward(monkeypatch, tmp_path):
+    _, _, lines = train(
+        monkeypatch, ToyWorld(), tmp_path, "learn", TableModel(), goal_form="open", num_envs=16,
+        total_timesteps=16 * 8 * 150, learning_rate=3e-3, checkpoint_every=1000,
+    )  # fmt: skip
+    first, last = lines[:20], lines[-20:]
+    assert np.mean([line["achievements_per_episode"] for line in last]) > 1.7
+    assert np.mean([line["achievements_per_episode"] for line in first]) < 1.2
+
+
+# Ways that must lead to the same result
+
+
+READING = [
+    {},
+    {"goal_conditioned": True},
+    {"text_observation": "caption"},
+    {"goal_conditioned": True, "text_observation": "facts"},
+]
+
+
+@pytest.mark.parametrize("fields", READING, ids=["blind", "goals", "text", "goals-facts"])
+def test_cold_run_equals_warm_run_bit_for_bit_and_asks_nothing_twice(monkeypatch, tmp_path, fields):
+    model = TableModel()
+    settings = {"goal_form": "open", "total_timesteps": 4 * 8 * 6, **fields}
+    cold, cold_state, cold_lines = train(monkeypatch, ToyWorld(), tmp_path, "cold", model, **settings)
+    asked = len(model.prompts)
+    assert asked == len(set(model.prompts)) == cold["queries"] > 3
+    warm, warm_state, warm_lines = train(monkeypatch, ToyWorld(), tmp_path, "warm", model, **settings)
+    assert warm["queries"] == 0 and len(model.prompts) == asked and warm["store_hits"] == asked
+    assert_equal_trees(cold_state, warm_state)
+    assert cold_lines == warm_lines
+
+
+def test_collection_that_stops_at_unknown_scenes_equals_one_that_never_stops(setups):
+    """Resolve everything beforehand, then compare with a run that met each scene unprepared."""
+    world = ToyWorld()
+    rollouts = []
+    for known_before in (False, True):
+        setup = setups(world, text_observation="caption", goal_source="oracle", seed=3)
+        service = ellm_ppo.make_service(setup.args, world)
+        service.prepare()
+        if known_before:
+            service.resolve(np.arange(1 << len(world.facts), dtype=np.uint32)[:, None])
+        state = ellm_ppo.init_state(setup, service.tables)
+        collector = ellm_ppo.empty_collector(setup, state)
+        stops, tables = 0, service.tables
+        state, collector, unknown = ellm_ppo.collect(setup, tables, state, collector)
+        while int(unknown.count):
+            tables, state, collector = ellm_ppo.resolve(service, unknown, state, collector)
+            state, collector, unknown = ellm_ppo.collect(setup, tables, state, collector)
+            stops += 1
+        assert (stops == 0) == known_before
+        rollouts.append(collector.rollout)
+    assert_equal_trees(*rollouts)
+    assert np.asarray(rollouts[0].inputs.text).any(-1).all()
+
+
+def test_goal_conditioned_policy_reads_only_goals_not_yet_reached(setups):
+    world = ToyWorld()
+    setup = setups(world, goal_source="oracle", goal_conditioned=True)
+    service = ellm_ppo.make_service(setup.args, world)
+    service.prepare()
+    state = ellm_ppo.init_state(setup, service.tables)
+    state, collector, _ = ellm_ppo.collect(setup, service.tables, state, ellm_ppo.empty_collector(setup, state))
+    rollout = jax.device_get(collector.rollout)
+    achieved, embeddings = [set() for _ in range(4)], np.asarray(service.tables.embeddings)
+    suggested = np.asarray(ellm_ppo.unpack_bits(rollout.suggested))
+    for t in range(8):
+        for n in range(4):
+            left = [g for g in np.flatnonzero(suggested[t, n]) if g not in achieved[n]]
+            expected = embeddings[left].mean(0) if left else np.zeros(embeddings.shape[1])
+            np.testing.assert_allclose(rollout.inputs.goals[t, n], expected, atol=1e-6)
+            if rollout.captions[t, n] in np.flatnonzero(suggested[t, n]):
+                achieved[n].add(rollout.captions[t, n])
+            if rollout.terminated[t, n] or rollout.truncated[t, n]:
+                achieved[n].clear()
+    assert suggested.any()
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+@pytest.mark.parametrize("fields", [{}, {"goal_conditioned": True, "text_observation": "caption"}], ids=["blind", "reads"])
+def test_resumed_run_ends_where_an_undisturbed_one_ends(monkeypatch, tmp_path, fields):
+    settings = {"goal_form": "open", "total_timesteps": 4 * 8 * 6, "checkpoint_every": 3, **fields}
+    _, whole, whole_lines = train(monkeypatch, ToyWorld(), tmp_path, "whole", TableModel(), **settings)
+
+    def kill(self, metrics):
+        if metrics["update"] == 5:
+            raise Killed
+        return log(self, metrics)
+
+    log = ellm_ppo.Run.log
+    with monkeypatch.context() as patch:
+        patch.setattr(ellm_ppo.Run, "log", kill)
+        with pytest.raises(Killed):
+            train(monkeypatch, ToyWorld(), tmp_path, "killed", TableModel(), **settings)
+    _, resumed, resumed_lines = train(monkeypatch, ToyWorld(), tmp_path, "killed", TableModel(), **settings)
+    assert_equal_trees(whole, resumed)
+    assert whole_lines == resumed_lines and len(whole_lines) == 6
+
+
+def test_every_source_runs_and_seeds_differ(monkeypatch, tmp_path):
+    final = {}
+    for source in ("oracle", "novelty", "uniform", "grounded", "none"):
+        for seed in (1, 2):
+            _, state, lines = train(
+                monkeypatch, ToyWorld(), tmp_path, f"{source}{seed}", goal_source=source, seed=seed, total_timesteps=64
+            )
+            final[source, seed] = jax.tree.leaves(state.params)[0]
+            assert len(lines) == 2
+    arrays = list(final.values())
+    assert all(not np.array_equal(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
+
+
+def test_nothing_compiles_after_the_first_update(monkeypatch, tmp_path):
+    programs = []
+    log = ellm_ppo.Run.log
+
+    class Watched(ellm_ppo.Compiler):
+        def __init__(self):
+            super().__init__()
+            programs.append(self)
+
+    counts = []
+    monkeypatch.setattr(ellm_ppo, "Compiler", Watched)
+    monkeypatch.setattr(ellm_ppo.Run, "log", lambda self, metrics: (counts.append(programs[-1].programs), log(self, metrics)))
+    train(monkeypatch, ToyWorld(), tmp_path, "run", TableModel(), goal_form="open", total_timesteps=4 * 8 * 5)
+    assert counts == [3] * 5  # init_state, collect, update
+
+
+def test_film_and_evaluation_show_what_happened(monkeypatch, tmp_path):
+    world = ToyWorld()
+    summary, _, _ = train(
+        monkeypatch, world, tmp_path, "run", TableModel(), goal_form="open", total_timesteps=64, evaluate_episodes=3
+    )
+    assert summary["evaluation"]["episodes"] == 3
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {
+        "config.json", "metrics.jsonl", "summary.json", "checkpoints", "film.gif", "curve.png"
+    }  # fmt: skip
+    compiler = ellm_ppo.Compiler()
+    setup, service, params = ellm_ppo.load_run(tmp_path / "run", compiler)
+    statistics, shown = ellm_ppo.evaluate(setup, service, params, 3, jax.random.key(5), compiler)
+    again, _ = ellm_ppo.evaluate(setup, service, params, 3, jax.random.key(5), compiler)
+    assert statistics == again
+    frames = ellm_ppo.film_frames(setup, service, shown)
+    assert 1 <= len(frames) <= world.max_episode_steps
+    for frame in frames:
+        suggested = {goal for goal, _ in frame.goals}
+        assert frame.rewarded_goal is None or (frame.rewarded_goal in suggested and frame.reward > 0.99)
+        assert ("see key" in frame.scene) != ("have key" in frame.scene)
+
+
+# Input
+
+
+def test_every_argument_is_read():
+    tree = ast.parse(Path(ellm_ppo.__file__).read_text(encoding="utf-8"))
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    assert {field.name for field in dataclasses.fields(ellm_ppo.Args)} <= read
+
+
+def test_every_argument_is_explained():
+    source = inspect.getsource(ellm_ppo.Args)
+    body = ast.parse(source).body[0].body
+    fields = [i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
+    assert all(isinstance(body[i + 1], ast.Expr) and isinstance(body[i + 1].value.value, str) for i in fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"env": "nowhere"}, "crafter"),
+        ({"num_minibatches": 7}, "--num-minibatches 7"),
+        ({"total_timesteps": 10}, "--total-timesteps 10"),
+        ({"goal_form": "open", "prompt": "missing.txt"}, "missing.txt"),
+        ({"llm": "missing.gguf"}, "missing.gguf"),
+        ({"llm": "missing.sqlite"}, "missing.sqlite"),
+        ({"num_steps": 512, "num_envs": 1}, "--num-steps 512"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, fields, message):
+    fields = {"run_dir": str(tmp_path / "run"), "store": str(tmp_path / "store.sqlite"), **fields}
+    with pytest.raises(UserError, match=message) as error:
+        ellm_ppo.main(ellm_ppo.Args(**fields))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_directory_of_another_configuration_is_left_alone(monkeypatch, tmp_path):
+    settings = {"goal_source": "oracle", "total_timesteps": 64}
+    train(monkeypatch, ToyWorld(), tmp_path, "run", **settings)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="gamma"):
+        train(monkeypatch, ToyWorld(), tmp_path, "run", gamma=0.5, **settings)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_replay_of_an_empty_store_is_an_error_or_counted(monkeypatch, tmp_path):
+    settings = {"goal_form": "open", "total_timesteps": 64, "resolve": "replay", "llm": "table"}
+    with pytest.raises(UserError, match="no stored answer"):
+        train(monkeypatch, ToyWorld(), tmp_path, "error", **settings)
+    summary, _, _ = train(monkeypatch, ToyWorld(), tmp_path, "none", on_missing="no-goals", **settings)
+    assert summary["steps_without_answer"] == 1.0 and summary["queries"] == 0 and summary["unanswered"] > 0
+    train(monkeypatch, ToyWorld(), tmp_path, "ask", TableModel(), **{**settings, "resolve": "exact"})
+    summary, _, _ = train(monkeypatch, ToyWorld(), tmp_path, "replay", **settings)
+    assert summary["steps_without_answer"] == 0.0 and summary["store_hits"] > 0
+
+
+def test_a_copy_of_the_script_is_a_script(monkeypatch, tmp_path):
+    copy = tmp_path / "my_idea.py"
+    copy.write_bytes(Path(ellm_ppo.__file__).read_bytes())
+    spec = importlib.util.spec_from_file_location("my_idea", copy)
+    my_idea = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(my_idea)
+    monkeypatch.setattr(my_idea, "make_args_world", lambda args: ToyWorld())
+    fields = {**TINY, "run_dir": str(tmp_path / "run"), "store": str(tmp_path / "store.sqlite")}
+    my_idea.main(my_idea.Args(goal_source="oracle", total_timesteps=64, **fields))
+    assert read_config(tmp_path / "run")["script"] == "my_idea.py"

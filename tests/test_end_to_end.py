@@ -1,0 +1,57 @@
+"""The whole thing with its real parts: Crafter, recorded answers, a language model that is asked, a sentence encoder."""
+
+import json
+
+import pytest
+
+import ellm_ppo
+from goals.service import RECORDED
+from goals.store import Store
+from lab import evaluate
+from lab.run import read_metrics
+
+TINY = {"num_envs": 4, "num_steps": 4, "num_minibatches": 2, "update_epochs": 1, "hidden_size": 16, "total_timesteps": 32}
+SUMMARY = {
+    "achievements_per_episode", "success_rates", "sps", "wall_seconds", "compile_seconds", "queries", "store_hits", "scenes",
+    "steps_without_answer", "language_model", "git_commit",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_default_run_learns_from_recorded_rules_and_is_evaluated_and_filmed(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    args = ellm_ppo.Args(run_dir=str(run_dir), store=str(tmp_path / "store.sqlite"), evaluate_episodes=2, **TINY)
+    summary = ellm_ppo.main(args)
+    assert "recorded answers of qwen2.5-coder-1.5b" in capsys.readouterr().out.splitlines()[0]
+    assert summary.keys() >= SUMMARY and len(summary["success_rates"]) == 22
+    assert summary["queries"] == 0 and summary["store_hits"] > 3000 and summary["steps_without_answer"] == 0
+    assert json.loads((run_dir / "summary.json").read_text()) == summary
+    assert {p.name for p in run_dir.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "film.gif", "curve.png"}
+    statistics = evaluate.main(evaluate.Args(run_dir=str(run_dir), episodes=2))
+    assert statistics["episodes"] == 2 and 1 <= statistics["episode_length"] <= 400
+    assert json.loads((run_dir / "evaluation.json").read_text())["success_rates"] == statistics["success_rates"]
+
+
+@pytest.mark.slow
+def test_a_real_model_is_asked_once_and_its_answers_serve_the_next_run(tmp_path):
+    runs = []
+    for name in ("first", "second"):
+        args = ellm_ppo.Args(
+            run_dir=str(tmp_path / name), store=str(tmp_path / "store.sqlite"), llm="gemma3-270m", goal_form="open",
+            prompt_scope="compact", max_goal_tokens=24, evaluate_episodes=0, **TINY,
+        )  # fmt: skip
+        runs.append((ellm_ppo.main(args), read_metrics(tmp_path / name)))
+    (first, first_lines), (second, second_lines) = runs
+    assert first["queries"] == first["scenes"] > 0 and first["goals"] > 135
+    assert second["queries"] == 0 and second["store_hits"] == first["queries"]
+    with Store(tmp_path / "store.sqlite", read_only=True) as store:
+        assert store.count()["answers"] == first["queries"]
+    for line in first_lines + second_lines:
+        line.pop("time")
+    assert first_lines == second_lines
+
+
+def test_recorded_answers_are_there():
+    for path in RECORDED.values():
+        with Store(path, read_only=True) as store:
+            assert len(store.models()) == 1 and store.count()["answers"] > 3000

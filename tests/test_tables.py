@@ -1,0 +1,106 @@
+"""The tables on the device against plain Python."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from goals.tables import GoalTables, SceneIndex, SceneTable, embed_facts, embed_goals, hash_scenes, lookup
+from goals.tables import pack_bits, suggest_by_rules, suggest_by_scene, unpack_bits
+
+EMPTY = jnp.zeros((0,))
+
+
+def make_tables(**parts) -> GoalTables:
+    names = GoalTables.__dataclass_fields__
+    return GoalTables(**{name: parts.get(name, EMPTY) for name in names})
+
+
+@pytest.mark.parametrize("num_words", [1, 2])
+def test_lookup_finds_every_key_and_nothing_else(num_words):
+    rng = np.random.default_rng(0)
+    keys = np.unique(rng.integers(0, 2**32, (5000, num_words), np.uint32), axis=0)
+    rng.shuffle(keys)
+    index = SceneIndex(num_words, row_capacity=16)
+    rows = [index.add(key) for key in keys[:4000]]
+    assert rows == list(range(4000)) and len(index) == 4000
+    assert [index.add(key) for key in keys[:10]] == rows[:10]
+    found = np.asarray(jax.jit(lookup)(index.to_device(), jnp.asarray(keys)))
+    np.testing.assert_array_equal(found[:4000], rows)
+    assert (found[4000:] == -1).all()
+
+
+def test_lookup_compares_whole_keys_when_hashes_collide():
+    keys = np.arange(200_000, dtype=np.uint32)[:, None]
+    slots = hash_scenes(keys) % 64
+    colliding = keys[slots == slots[0]][:40]
+    index = SceneIndex(1, row_capacity=32)
+    for key in colliding:
+        index.add(key)
+    np.testing.assert_array_equal(lookup(index.to_device(), jnp.asarray(colliding)), range(40))
+
+
+def test_empty_table_knows_no_scene_not_even_zero():
+    table = SceneIndex(2).to_device()
+    assert lookup(table, jnp.zeros((3, 2), jnp.uint32)).tolist() == [-1, -1, -1]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.booleans(), min_size=96, max_size=96))
+def test_bits_survive_packing(bits):
+    words = pack_bits(jnp.asarray(bits))
+    assert [int(words[i // 32]) >> (i % 32) & 1 for i in range(96)] == [int(b) for b in bits]
+    assert unpack_bits(words).tolist() == bits
+
+
+def test_rules_equal_plain_python_on_random_masks():
+    rng = np.random.default_rng(1)
+    scenes = rng.integers(0, 2**32, (50, 2), np.uint32)
+    needs = rng.integers(0, 2**32, (40, 2), np.uint32) & rng.integers(0, 2**32, (40, 2), np.uint32)
+    needs &= rng.integers(0, 2**32, (40, 2), np.uint32) & rng.integers(0, 2**32, (40, 2), np.uint32)
+    any_of = np.where(rng.random((40, 1)) < 0.5, 0, 1 << rng.integers(0, 32, (40, 2))).astype(np.uint32)
+    sensible = rng.random(40) < 0.7
+    tables = make_tables(needs=jnp.asarray(needs), any_of=jnp.asarray(any_of), sensible=jnp.asarray(sensible))
+    suggested = np.asarray(suggest_by_rules(tables, jnp.asarray(scenes)))
+
+    def as_set(words):
+        return {32 * w + b for w in range(2) for b in range(32) if int(words[w]) >> b & 1}
+
+    expected = [
+        [
+            bool(sensible[g] and as_set(needs[g]) <= as_set(s) and (not as_set(any_of[g]) or as_set(any_of[g]) & as_set(s)))
+            for g in range(40)
+        ]
+        for s in scenes
+    ]
+    assert suggested.tolist() == expected
+    assert 0 < suggested.mean() < 1
+
+
+def test_suggestions_by_scene_read_only_what_the_prompt_tells():
+    index = SceneIndex(1)
+    row = index.add(np.asarray([0b01], np.uint32))
+    suggested = np.zeros((len(index.keys), 1), np.uint32)
+    suggested[row] = 0b100
+    tables = make_tables(goal_rows=index.to_device(), suggested=jnp.asarray(suggested))
+    scenes = jnp.asarray([[0b11], [0b01], [0b10]], jnp.uint32)
+    bits, rows = suggest_by_scene(tables, np.asarray([0b01], np.uint32), scenes)
+    assert rows.tolist() == [row, row, -1] and bits[:, 0].tolist() == [0b100, 0b100, 0]
+
+
+def test_sets_are_embedded_as_means():
+    vectors = np.eye(3, dtype=np.float32)
+    tables = make_tables(embeddings=jnp.asarray(vectors), fact_embeddings=jnp.asarray(vectors))
+    goals = embed_goals(tables, jnp.asarray([[True, True, False], [False, False, False]]))
+    np.testing.assert_allclose(goals, [[0.5, 0.5, 0], [0, 0, 0]])
+    facts = embed_facts(tables, jnp.asarray([[0b101], [0]], jnp.uint32))
+    np.testing.assert_allclose(facts, [[0.5**0.5, 0, 0.5**0.5], [0, 0, 0]], rtol=1e-6)
+
+
+def test_table_on_the_device_does_not_change_with_the_index():
+    index = SceneIndex(1)
+    table = index.to_device()
+    index.add(np.asarray([7], np.uint32))
+    assert isinstance(table, SceneTable) and int(jnp.max(table.slots)) == -1

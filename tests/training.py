@@ -1,0 +1,69 @@
+"""Run the script's own main on a toy world, with a language model that answers from a table."""
+
+from pathlib import Path
+
+import ellm_ppo
+import goals.service
+
+PROMPT = "You explore a corridor.\n\nScene: $scene\nGoals:\n-"
+TINY = {
+    "num_envs": 4,
+    "num_steps": 8,
+    "num_minibatches": 2,
+    "update_epochs": 2,
+    "hidden_size": 16,
+    "evaluate_episodes": 0,
+    "compilation_cache": False,
+}
+
+
+class TableModel:
+    """Suggest what suits the toy's scenes, and one goal that no caption equals; note every prompt."""
+
+    name = "table"
+
+    def __init__(self):
+        self.prompts = []
+
+    def generate(self, prompts, max_tokens, stop, temperature, seed):
+        self.prompts.extend(prompts)
+        return [self.answer(prompt.split("Scene: ")[1].split("\n")[0]) for prompt in prompts]
+
+    def answer(self, scene):
+        goals = ["take key"] if "see key" in scene else ["open door", "kick wall"]
+        return " " + "\n- ".join([*goals, "sing a song"])
+
+    def close(self):
+        pass
+
+
+def train(monkeypatch, world, folder: Path, name: str, model=None, **fields):
+    """Train on `world` in folder/name; return the script's summary, the final state and the metrics lines."""
+    prompt = folder / "toy_open_v1.txt"
+    prompt.write_text(PROMPT, encoding="utf-8")
+    args = ellm_ppo.Args(
+        **{**TINY, "run_dir": str(folder / name), "store": str(folder / "store.sqlite"), "prompt": str(prompt), **fields}
+    )
+    monkeypatch.setattr(ellm_ppo, "make_args_world", lambda args: world)
+    monkeypatch.setattr(goals.service, "load_language_model", lambda spec: model)
+    summary = ellm_ppo.main(args)
+    return summary, load_state(args, world), read_lines(folder / name)
+
+
+def load_state(args, world):
+    """Restore the last checkpoint of a toy run."""
+    service = ellm_ppo.make_service(args, world)
+    service.prepare()
+    setup = ellm_ppo.make_setup(args, world, service)
+    with ellm_ppo.Checkpoints(Path(args.run_dir) / "checkpoints") as checkpoints:
+        service.restore(checkpoints.host()["service"])
+        target = ellm_ppo.jax.eval_shape(ellm_ppo.partial(ellm_ppo.init_state, setup), service.tables)
+        state, _ = checkpoints.restore(target)
+    service.close()
+    return state
+
+
+def read_lines(run_dir: Path):
+    """Return the metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k != "time"} for line in ellm_ppo.read_metrics(run_dir)]
+

@@ -1,0 +1,16 @@
+"""Worlds an agent lives in: a JAX environment and its words."""
+
+from lab.errors import UserError
+from worlds.crafter import Crafter
+
+WORLDS = {"crafter": Crafter}
+
+
+def make_world(env: str, **options):
+    """Make the world called `env`; `options` are its fields.
+
+    Raises UserError for an unknown name.
+    """
+    if env not in WORLDS:
+        raise UserError(f"unknown --env {env!r}; known: {', '.join(sorted(WORLDS))}")
+    return WORLDS[env](**options)
