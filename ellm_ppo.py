@@ -1,14 +1,14 @@
 """ELLM with PPO: a language model says what would make sense now, and the agent is paid for doing it (Du et al., ICML 2023).
 
-Each scene is put into words, a language model suggests goals for it, and a step whose caption matches a suggested goal, by the cosine
-of their sentence embeddings, earns that similarity, once per goal and episode. No reward of the game is used.
+Each scene is put into words, a language model suggests goals for it, and a step whose caption matches a suggested goal, by the
+cosine of their sentence embeddings, earns that similarity, once per goal and episode. No reward of the game is used.
 
     python ellm_ppo.py --env crafter                        the recorded rules of a 1.5B model; 1M steps, minutes on two CPU cores
     python ellm_ppo.py --llm gemma3-270m --goal-form open   the paper's form: a real model is asked for a list of goals per scene
     python ellm_ppo.py --goal-source oracle                 the upper bound: goals from the true prerequisites
 
-On a GPU or TPU (jax for the device installed) start from: --num-envs 1024 --num-steps 64 --hidden-size 512 --total-timesteps 50000000
-Axis letters: T steps, N envs, B minibatch, A actions, D observation, C captions, G goals, K achievements, E embedding, W scene words.
+On a GPU or TPU (jax for the device installed) begin with: --num-envs 1024 --hidden-size 512 --total-timesteps 50000000
+Axes: T steps, N envs, B minibatch, A actions, D observation, C captions, G goals, K achievements, E embedding, W scene words.
 """
 
 import dataclasses
@@ -27,8 +27,17 @@ import optax
 from flax import struct
 
 from goals.service import GoalService
-from goals.tables import GoalTables, embed_facts, embed_goals, is_grounded, lookup, pack_bits
-from goals.tables import suggest_by_rules, suggest_by_scene, unpack_bits
+from goals.tables import (
+    GoalTables,
+    embed_facts,
+    embed_goals,
+    is_grounded,
+    lookup,
+    pack_bits,
+    suggest_by_rules,
+    suggest_by_scene,
+    unpack_bits,
+)
 from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
 from lab.compiler import Compiler
@@ -227,7 +236,7 @@ class LastState:
 class Collector:
     """A rollout in the making, filled up to `step`; the same buffers serve all rollouts.
 
-    achieved: [N, G] bool, goals reached in the running episodes, kept up to date step by step for a goal-conditioned policy only.
+    achieved: [N, G] bool, goals reached in the running episodes, kept up step by step for a goal-conditioned policy only.
     """
 
     rollout: Rollout
@@ -238,7 +247,7 @@ class Collector:
 
 @struct.dataclass
 class Unknown:
-    """Scenes that the host must resolve before the run can go on: count int32 [], which of scenes [M, W] uint32 as mask [M] bool."""
+    """Scenes that the host must resolve before the run goes on: count int32 [], which of scenes [M, W] uint32 as mask [M] bool."""
 
     count: jax.Array
     mask: jax.Array
@@ -385,8 +394,8 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
 def suggest(setup: Setup, tables: GoalTables, key: jax.Array, states, scenes: jax.Array) -> jax.Array:
     """Return the goals suggested in the scenes [N, W] uint32 as [N, G] bool.
 
-    states are read by the oracle alone, key by uniform alone. In grounded and novelty the tables hold trivial rules: the thing is at
-    hand, or nothing at all.
+    states are read by the oracle alone, key by uniform alone. For grounded and novelty the tables hold trivial rules: the
+    thing is at hand, or nothing at all.
     """
     args, num_goals = setup.args, tables.sensible.shape[0]
     if args.goal_source == "oracle":
@@ -417,7 +426,7 @@ def reward_step(
 def ellm_rewards(
     setup: Setup, tables: GoalTables, rollout: Rollout, achieved: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Walk the rollout in time order and reward it; return rewards [T, N] float32 and the goals reached so far at its end [N, G]."""
+    """Walk the rollout in time order and reward it; return rewards [T, N] float32 and the goals reached by its end [N, G]."""
     chex.assert_equal_shape([rollout.captions, rollout.terminated, rollout.truncated])
 
     def walk(achieved, step):
@@ -763,7 +772,8 @@ def select(condition: jax.Array, new: Any, old: Any) -> Any:
 class Play:
     """Episodes being played, one in each of M worlds, each until it is over.
 
-    captions_so_far: [M, C] bool; achieved: [M, G] bool; achievements: [M, K] bool; returns: [M] float32; lengths: [M] int32; over: [M] bool.
+    captions_so_far: [M, C] bool; achieved: [M, G] bool; achievements: [M, K] bool; returns: [M] float32; lengths: [M] int32;
+    over: [M] bool.
     """
 
     states: Any
@@ -880,14 +890,15 @@ def film_frames(setup: Setup, service: GoalService, shown: list[dict]) -> list[F
     """Turn the steps of an episode into frames with the caption, the goals and what was rewarded written on them."""
     world = setup.world
     render = jax.jit(world.render)
-    frames, unlocked = [], np.zeros(len(world.achievements), bool)
+    frames, unlocked = [], []
     for number, step in enumerate(shown):
         if step["over"]:
             break
         values = jax.device_get({name: value for name, value in step.items() if name != "state"})
         reached = np.flatnonzero(values["reached"])
-        new = np.flatnonzero(values["achievements"] & ~unlocked)
-        unlocked = values["achievements"]
+        have = [name for name, has in zip(world.achievements, values["achievements"], strict=True) if has]
+        new = [name for name in have if name not in unlocked]
+        unlocked += new
         frames.append(
             Frame(
                 image=np.asarray(render(step["state"])),
@@ -900,8 +911,8 @@ def film_frames(setup: Setup, service: GoalService, shown: list[dict]) -> list[F
                 caption=world.captions[values["caption"]],
                 reward=float(values["reward"]),
                 rewarded_goal=service.goals[reached[0]] if len(reached) else None,
-                achievements=tuple(np.asarray(world.achievements)[unlocked].tolist()),
-                new_achievement=world.achievements[new[0]] if len(new) else None,
+                achievements=tuple(unlocked),
+                new_achievement=new[0] if new else None,
             )
         )
     return frames
@@ -958,10 +969,8 @@ def load_run(run_dir: str | Path, compiler: Compiler) -> tuple[Setup, GoalServic
     return setup, service, state.params
 
 
-def log_line(
-    args: Args, world, service: GoalService, update: int, metrics: dict[str, Any], seconds: float
-) -> dict[str, Any]:
-    """Turn the metrics of an update into a line of metrics.jsonl; what depends on the clock stands under "time"."""
+def log_line(args: Args, world, service: GoalService, update: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Turn the metrics of an update into a line of metrics.jsonl."""
     episodes = metrics["episodes"]
     number = int(episodes.episodes)
     rates = episodes.achievements / number if number else None
@@ -975,7 +984,6 @@ def log_line(
         "episode_length": episodes.episode_length / number if number else None,
         "scenes": service.num_scenes,
         **{name: value for name, value in metrics.items() if name != "episodes"},
-        "time": {"seconds": seconds, "sps": args.batch_size / seconds},
     }
 
 
@@ -984,6 +992,7 @@ def summarise(lines: list[dict[str, Any]], world) -> dict[str, Any]:
     recent = [line for line in lines[-max(1, len(lines) // 10) :] if line["episodes"]]
     counted = recent or [line for line in lines if line["episodes"]]
     episodes = sum(line["episodes"] for line in counted)
+    seconds = sum(line["time"]["seconds"] for line in lines)
 
     def mean(get):
         return sum(get(line) * line["episodes"] for line in counted) / episodes if episodes else None
@@ -997,8 +1006,8 @@ def summarise(lines: list[dict[str, Any]], world) -> dict[str, Any]:
         "episode_return": mean(lambda line: line["episode_return"]),
         "steps_without_answer": sum(line["steps_without_answer"] for line in lines) / len(lines),
         "pool_exhausted": lines[-1]["pool_exhausted"],
-        "sps": sum(line["time"]["sps"] * line["time"]["seconds"] for line in lines)
-        / sum(line["time"]["seconds"] for line in lines),
+        "sps": lines[-1]["env_steps"] / seconds,
+        "host_share": sum(line["time"]["host_seconds"] for line in lines) / seconds,
     }
 
 
@@ -1024,7 +1033,6 @@ def main(args: Args) -> dict[str, Any]:
             service.on_progress = progress.waiting
             service.prepare()
             before = {"wall_seconds": 0.0, "compile_seconds": 0.0}
-            target = None
             if checkpoints.latest_step() is not None:
                 host = checkpoints.host()
                 service.restore(host["service"])
@@ -1033,15 +1041,14 @@ def main(args: Args) -> dict[str, Any]:
                 state, _ = checkpoints.restore(target)
             else:
                 state = compiler(init_state, setup, service.tables)
-            run.truncate_after(int(state.update) * args.batch_size)
+            run.truncate_after(int(state.update) * args.batch_size)  # HOST WAITS.
             tables, collector = service.tables, empty_collector(setup, state)
             compiler.compiled(collect, setup, tables, state, collector)
             compiler.compiled(update, setup, tables, state, collector)
-            first_update = int(state.update)
+            ended = time.perf_counter()
 
-            for number in range(first_update + 1, num_updates + 1):
-                began = time.perf_counter()
-                compiled_before = compiler.seconds
+            for number in range(int(state.update) + 1, num_updates + 1):
+                began, compiled_before = time.perf_counter(), compiler.seconds
                 state, collector, unknown = compiler(collect, setup, tables, state, collector)
                 while setup.asks and int(unknown.count):  # HOST WAITS for one number.
                     tables, state, collector = resolve(service, unknown, state, collector)
@@ -1050,7 +1057,9 @@ def main(args: Args) -> dict[str, Any]:
 
                 metrics = jax.device_get(metrics)  # HOST WAITS for the device.
                 seconds = time.perf_counter() - began - (compiler.seconds - compiled_before)
-                line = log_line(args, world, service, number, metrics, seconds)
+                line = log_line(args, world, service, number, metrics)
+                line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": began - ended}
+                ended = began + seconds
                 run.log(line)
                 progress.update(line["env_steps"], line["achievements_per_episode"], service.num_scenes, 0)
                 if number % args.checkpoint_every == 0 or number == num_updates:

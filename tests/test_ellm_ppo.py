@@ -123,7 +123,7 @@ def setups(tmp_path):
 @pytest.mark.parametrize("kind", ["constant", "observation", "delayed", "action"])
 def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
     world = ProbeWorld(kind=kind)
-    fields = {"goal_source": "none", "num_envs": 16, "total_timesteps": 16 * 8 * 120, "learning_rate": 3e-3}
+    fields = {"goal_source": "none", "num_envs": 16, "total_timesteps": 16 * 8 * 60, "learning_rate": 3e-3}
     _, state, lines = train(
         monkeypatch, world, tmp_path, kind, gamma=0.5, gae_lambda=0.95, checkpoint_every=1000, **fields
     )
@@ -146,9 +146,9 @@ def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
 def test_learns_to_reach_suggested_goals_without_the_worlds_reward(monkeypatch, tmp_path):
     _, _, lines = train(
         monkeypatch, ToyWorld(), tmp_path, "learn", TableModel(), goal_form="open", num_envs=16,
-        total_timesteps=16 * 8 * 150, learning_rate=3e-3, checkpoint_every=1000,
+        total_timesteps=16 * 8 * 100, learning_rate=3e-3, checkpoint_every=1000,
     )  # fmt: skip
-    first, last = lines[:20], lines[-20:]
+    first, last = lines[:10], lines[-20:]
     assert np.mean([line["achievements_per_episode"] for line in last]) > 1.7
     assert np.mean([line["achievements_per_episode"] for line in first]) < 1.2
 
@@ -344,7 +344,7 @@ def test_run_directory_of_another_configuration_is_left_alone(monkeypatch, tmp_p
 
 
 def test_replay_of_an_empty_store_is_an_error_or_counted(monkeypatch, tmp_path):
-    settings = {"goal_form": "open", "total_timesteps": 64, "resolve": "replay", "llm": "table"}
+    settings = {"goal_form": "open", "total_timesteps": 64, "resolve": "replay"}
     with pytest.raises(UserError, match="no stored answer"):
         train(monkeypatch, ToyWorld(), tmp_path, "error", **settings)
     summary, _, _ = train(monkeypatch, ToyWorld(), tmp_path, "none", on_missing="no-goals", **settings)

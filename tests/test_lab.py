@@ -42,13 +42,16 @@ def python(code: str, *arguments: str, **options) -> subprocess.Popen:
 
 def test_config_records_arguments_and_environment(tmp_path):
     with Run(
-        tmp_path / "r", {"seed": 1, "path": Path("a/b")}, {"prompts": {"p": "ab12"}}, script=ROOT / "x.py"
+        tmp_path / "r",
+        {"seed": 1, "path": Path("a/b")},
+        {"prompts": {"p": "ab12"}},
+        script=ROOT / "baselines" / "x.py",
     ) as run:
         assert not run.resuming
     config = read_config(tmp_path / "r")
     assert config["arguments"] == {"seed": 1, "path": "a/b"} and config["prompts"] == {"p": "ab12"}
     assert config["packages"]["jax"] == jax.__version__ and config["device_count"] == jax.device_count()
-    assert config["script"] == "x.py" and "git_commit" in config and config["start_time"]
+    assert config["script"] == "baselines/x.py" and "git_commit" in config and config["start_time"]
     assert not list((tmp_path / "r").glob("*.tmp"))
 
 

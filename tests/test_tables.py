@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goals.tables import GoalTables, SceneIndex, SceneTable, embed_facts, embed_goals, hash_scenes, lookup
-from goals.tables import pack_bits, suggest_by_rules, suggest_by_scene, unpack_bits
+from goals.tables import (
+    GoalTables,
+    SceneIndex,
+    SceneTable,
+    embed_facts,
+    embed_goals,
+    hash_scenes,
+    lookup,
+    pack_bits,
+    suggest_by_rules,
+    suggest_by_scene,
+    unpack_bits,
+)
 
 EMPTY = jnp.zeros((0,))
 

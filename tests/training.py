@@ -7,6 +7,7 @@ import goals.service
 
 PROMPT = "You explore a corridor.\n\nScene: $scene\nGoals:\n-"
 TINY = {
+    "llm": "table",
     "num_envs": 4,
     "num_steps": 8,
     "num_minibatches": 2,

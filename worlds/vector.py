@@ -1,8 +1,8 @@
 """N worlds in step: a pool of fresh worlds for resets, episode statistics, staggered first episodes.
 
-Generating a world costs a hundred steps, so resets take ready ones from a pool, which is refilled between rollouts by
-as many as were used. Everything is a pure function of arrays: jittable, donatable, checkpointable, and it may be
-sharded over the N axis.
+Generating a world costs a hundred steps, so resets take ready ones from a pool, which is refilled between
+rollouts by as many as were used. Everything is a pure function of arrays: jittable, donatable,
+checkpointable, and it may be sharded over the N axis.
 
 Axes: N environments, P worlds in the pool, K achievements.
 """
@@ -49,9 +49,9 @@ class VectorState:
 class VectorWorld:
     """N copies of a world. Advance them all, look at the states reached, then reset those that are done.
 
-    With `stagger` the first episodes begin at a random step of their time, so that time limits do not fall on one
-    step (a world's state must then have a `timestep`). These shortened episodes never enter the statistics.
-    Raises UserError if `num_envs` or `pool_size` is not positive.
+    With `stagger` the first episodes begin at a random step of their time, so that time limits do not fall on
+    one step (a world's state must then have a `timestep`). These shortened episodes never enter the
+    statistics. Raises UserError if `num_envs` or `pool_size` is not positive.
     """
 
     world: Any
@@ -86,7 +86,9 @@ class VectorWorld:
 
     def advance(self, key, vs: VectorState, actions):
         """Take one action [N] in each world. Return the state, nothing reset, and the transitions [N]."""
-        states, transition = jax.vmap(self.world.step)(jax.random.split(key, self.num_envs), vs.states, actions)
+        states, transition = jax.vmap(self.world.step)(
+            jax.random.split(key, self.num_envs), vs.states, actions
+        )
         vs = vs.replace(
             states=states,
             episode_return=vs.episode_return + transition.reward,
@@ -105,7 +107,8 @@ class VectorWorld:
             episodes=vs.finished.episodes + ended.sum(dtype=jnp.int32),
             episode_return=vs.finished.episode_return + jnp.where(ended, vs.episode_return, 0.0).sum(),
             episode_length=vs.finished.episode_length + jnp.where(ended, vs.episode_length, 0).sum(),
-            achievements=vs.finished.achievements + (ended[:, None] & vs.achievements).sum(0, dtype=jnp.int32),
+            achievements=vs.finished.achievements
+            + (ended[:, None] & vs.achievements).sum(0, dtype=jnp.int32),
         )
         states, taken = self._exchange(vs.states, vs.pool, vs.pool_next, done)
         reused = jnp.maximum(taken - self.pool_size, 0) - jnp.maximum(vs.pool_next - self.pool_size, 0)
@@ -144,9 +147,10 @@ class VectorWorld:
         return jax.lax.map(self.world.reset, keys, batch_size=REFILL_BATCH)
 
     def _exchange(self, states, pool, taken, done):
-        """Put worlds of the pool in the places that are done. Return the states and the count of worlds taken.
+        """Put worlds of the pool where one is done. Return the states and the count of worlds taken.
 
-        A loop over the few that are done: most steps end no episode, and a `where` would copy every world each step.
+        A loop over the few that are done: most steps end no episode, and a `where` would copy every world
+        each step.
         """
 
         def exchange(carry):

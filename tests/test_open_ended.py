@@ -1,0 +1,151 @@
+"""The open-ended form: what is asked, to the letter, and what is read from any answer."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from goals.open_ended import MAX_GOAL_LENGTH, MAX_GOALS, PROMPTS, load_prompt, parse_goals, render
+from goals.sentence_encoder import normalise_goal
+from lab.errors import UserError
+from worlds.crafter import FACTS, Crafter
+
+CRAFTER_PROMPTS = sorted(PROMPTS.glob("crafter_open_v*.txt"))
+SCENE = "You see cow, tree. You are facing cow. You have $wood."
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=200)
+LIST_LIKE = st.lists(
+    st.sampled_from(
+        [
+            "-",
+            "*",
+            "•",
+            " 1.",
+            "2)",
+            "\n",
+            "\r\n",
+            "\n\n",
+            " ",
+            "eat",
+            "cow",
+            ":",
+            "a",
+            "the",
+            "\x00",
+            "\u2028",
+        ]
+    )
+    | st.text(max_size=3)
+).map("".join)
+
+
+def examples(path):
+    """Return the examples of a prompt file as (scene, answer) pairs."""
+    pairs = []
+    for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
+        lines = paragraph.strip().split("\n")
+        if len(lines) > 2 and "$scene" not in paragraph:
+            pairs.append((lines[0][lines[0].index("You see") :], "\n".join(lines[2:])))
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def world():
+    return Crafter()
+
+
+@pytest.mark.parametrize("path", CRAFTER_PROMPTS, ids=lambda path: path.stem)
+def test_the_parser_gives_back_what_the_examples_say(path, world):
+    assert len(examples(path)) == 6
+    for _, answer in examples(path):
+        said = tuple(line.removeprefix("- ") for line in answer.split("\n"))
+        assert parse_goals(answer) == said
+        # As a model gives it: the prompt has the first bullet, then a blank line and whatever comes to its mind.
+        assert parse_goals(answer.removeprefix("-") + "\n\nYou see\n- lava") == said
+        assert set(said) <= set(world.captions)
+
+
+@pytest.mark.parametrize("path", CRAFTER_PROMPTS, ids=lambda path: path.stem)
+def test_examples_speak_as_the_world_does(path, world):
+    for scene, _ in examples(path):
+        seen, *rest = re.split(r"\. ?(?:You are (facing)|You (have)|You (feel))? ?", scene)
+        kinds = [kind for kind in rest if kind in ("facing", "have", "feel")]
+        lists = [text for text in rest if text and text not in kinds]
+        names = [f"see {name}" for name in seen.removeprefix("You see ").split(", ")]
+        for kind, text in zip(kinds, lists, strict=True):
+            names += [name if kind == "feel" else f"{kind} {name}" for name in text.split(", ")]
+        words = [0] * world.num_scene_words
+        for name in names:
+            words[FACTS.index(name) // 32] |= 1 << FACTS.index(name) % 32
+        assert world.describe(words) == scene
+
+
+def test_golden_render():
+    template, prompt_hash = load_prompt(PROMPTS / "crafter_open_v1.txt")
+    golden = Path(__file__).parent / "golden" / "crafter_open_v1.txt"
+    assert render(template, SCENE) == golden.read_text(encoding="utf-8")
+    assert render(template, SCENE).endswith(f"\n\n{SCENE}\nSuggestions:\n-")
+    assert prompt_hash == "HASH"
+
+
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        (" eat cow\n- chop tree", ("eat cow", "chop tree")),
+        ("- Eat the cow.\n- eat cow\n* Chop-tree!", ("eat cow", "chop tree")),
+        ("1. eat cow\n2) chop tree\n10: sleep", ("eat cow", "chop tree", "sleep")),
+        ("Here is what to do:\n\n• eat cow\n• sleep\n\nYou see:\n- lava", ("eat cow", "sleep")),
+        ("-\n- \n- ...\n- 7\n- sleep", ("sleep",)),
+        ("- eat cow\nYou see tree.\n- chop tree", ("eat cow",)),
+        ("- eat\x07 cow\r\n- slee\u200bp\r\n", ("eat cow", "sleep")),
+        (f"- {'x' * (MAX_GOAL_LENGTH + 1)}\n- {'y' * MAX_GOAL_LENGTH}", ("y" * MAX_GOAL_LENGTH,)),
+        ("\n".join(f"- goal {i}" for i in range(50)), tuple(f"goal {i}" for i in range(MAX_GOALS))),
+        ("- '); DROP TABLE answers; --", ("); drop table answers;",)),
+        ("", ()),
+        ("\n\n\n", ()),
+    ],
+)
+def test_reads_lists_of_many_kinds(raw, expected):
+    assert parse_goals(raw) == tuple(normalise_goal(goal) for goal in expected)
+
+
+@settings(max_examples=5000, deadline=None)
+@given(ANY_TEXT | LIST_LIKE)
+def test_any_text_is_an_answer(raw):
+    goals = parse_goals(raw)
+    assert len(goals) == len(set(goals)) <= MAX_GOALS
+    for goal in goals:
+        assert 0 < len(goal) <= MAX_GOAL_LENGTH
+        assert goal.isprintable() and normalise_goal(goal) == goal
+    assert parse_goals("".join(f"- {goal}\n" for goal in goals)) == goals
+
+
+def test_a_huge_answer_is_read_at_once():
+    assert parse_goals("-" * 10**6) == ()
+    assert parse_goals("- 1. " * 10**6) == ()
+    assert len(parse_goals("- goal\n" * 10**5)) == 1
+
+
+def test_a_missing_prompt_is_named_with_those_there_are(tmp_path):
+    for path in (PROMPTS / "crafter_open_v0.txt", tmp_path / "no_such_folder" / "mine.txt"):
+        with pytest.raises(UserError, match="crafter_open_v1.txt") as caught:
+            load_prompt(path)
+        assert path.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"You see.", b"$scene $goal", b"$scene for $5", b"\xff $scene"])
+def test_a_wrong_prompt_is_refused(tmp_path, content):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="mine.txt"):
+        load_prompt(path)
+
+
+def test_a_prompt_is_the_same_under_other_line_ends(tmp_path):
+    rendered = []
+    for content in (b"Hints:\n$scene $$\n-\n", b"Hints:\r\n$scene $$\r\n-"):
+        path = tmp_path / "mine.txt"
+        path.write_bytes(content)
+        rendered.append(render(load_prompt(path)[0], "You see nothing."))
+    assert rendered == ["Hints:\nYou see nothing. $\n-"] * 2
