@@ -42,7 +42,8 @@ from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
 from lab.compiler import Compiler
 from lab.errors import UserError
-from lab.film import Frame, make_film
+from lab.film import film_frames, make_film
+from lab.metrics import metrics_line, summarise
 from lab.plots import learning_curve
 from lab.progress import Progress
 from lab.run import Run, read_config, read_metrics
@@ -423,9 +424,7 @@ def reward_step(
     return jnp.max(jnp.where(reached, similarity, 0.0), axis=-1), reached
 
 
-def ellm_rewards(
-    setup: Setup, tables: GoalTables, rollout: Rollout, achieved: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def ellm_rewards(setup: Setup, tables: GoalTables, rollout: Rollout, achieved: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Walk the rollout in time order and reward it; return rewards [T, N] float32 and the goals reached by its end [N, G]."""
     chex.assert_equal_shape([rollout.captions, rollout.terminated, rollout.truncated])
 
@@ -454,9 +453,7 @@ def observe_goals(setup: Setup, tables: GoalTables, key: jax.Array, states) -> t
     return scenes, jnp.zeros((num_envs, 0), bool)
 
 
-def make_inputs(
-    setup: Setup, tables: GoalTables, observation, captions_so_far, scenes, suggested, achieved
-) -> PolicyInput:
+def make_inputs(setup: Setup, tables: GoalTables, observation, captions_so_far, scenes, suggested, achieved) -> PolicyInput:
     """Add to the observations of N states the words that the policy reads: captions so far, text and goals."""
     text = goals = jnp.zeros((observation.shape[0], 0))
     if setup.args.text_observation == "caption":
@@ -526,9 +523,7 @@ def collect_step(setup: Setup, tables: GoalTables, state: RunnerState, collector
     key, goal_key, policy_key, world_key, last_key = jax.random.split(state.key, 5)
     scenes, suggested = observe_goals(setup, tables, goal_key, state.envs.states)
     observation = jax.vmap(setup.world.observe)(state.envs.states)
-    inputs = make_inputs(
-        setup, tables, observation, state.captions_so_far, scenes, suggested, collector.achieved
-    )
+    inputs = make_inputs(setup, tables, observation, state.captions_so_far, scenes, suggested, collector.achieved)
     logits, values = setup.network.apply(state.params, inputs)
     actions = jax.random.categorical(policy_key, logits)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), actions[:, None], axis=1)[:, 0]
@@ -571,16 +566,12 @@ def collect_step(setup: Setup, tables: GoalTables, state: RunnerState, collector
         achieved=achieved & ~done[:, None],
         step=collector.step + 1,
     )
-    state = state.replace(
-        envs=setup.envs.reset_done(envs, done), captions_so_far=captions_so_far & ~done[:, None], key=key
-    )
+    state = state.replace(envs=setup.envs.reset_done(envs, done), captions_so_far=captions_so_far & ~done[:, None], key=key)
     return state, collector
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def collect(
-    setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector
-) -> tuple[RunnerState, Collector, Unknown]:
+def collect(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> tuple[RunnerState, Collector, Unknown]:
     """Fill the rollout; a policy that reads words stops before the first step in which it would face an unknown scene."""
 
     def is_ready(state):
@@ -635,9 +626,7 @@ def resolve(service: GoalService, unknown: Unknown, state: RunnerState, collecto
 # --------------------------------------------------------------------------------------------------------------------- UPDATE
 
 
-def generalised_advantages(
-    rewards, values, next_values, terminated, done, gamma: float, gae_lambda: float
-) -> jax.Array:
+def generalised_advantages(rewards, values, next_values, terminated, done, gamma: float, gae_lambda: float) -> jax.Array:
     """Return advantages [T, N] float32 (Schulman et al., 2016); all arguments [T, N].
 
     next_values are of the state after the action, also where the episode was cut: only a terminated episode is worth nothing more.
@@ -726,9 +715,7 @@ def update(
     next_values = jnp.concatenate([rollout.values[1:], following_values[None]])
     next_values = jnp.where(rollout.truncated, last_values[None], next_values)
     done = rollout.terminated | rollout.truncated
-    advantages = generalised_advantages(
-        rewards, rollout.values, next_values, rollout.terminated, done, args.gamma, args.gae_lambda
-    )
+    advantages = generalised_advantages(rewards, rollout.values, next_values, rollout.terminated, done, args.gamma, args.gae_lambda)
 
     # LEARN
     batch = (rollout.inputs, rollout.actions, rollout.log_probs, rollout.values, advantages, advantages + rollout.values)
@@ -821,9 +808,7 @@ def play_step(evaluation: Evaluation, tables: GoalTables, params, key: jax.Array
     inputs = make_inputs(setup, tables, observation, play.captions_so_far, scenes, suggested, play.achieved)
     actions = jax.random.categorical(policy_key, setup.network.apply(params, inputs)[0])
     states, transition = jax.vmap(setup.world.step)(jax.random.split(world_key, len(actions)), play.states, actions)
-    rewards, reached = reward_step(
-        tables, setup.args.similarity_threshold, suggested, play.achieved, transition.caption
-    )
+    rewards, reached = reward_step(tables, setup.args.similarity_threshold, suggested, play.achieved, transition.caption)
     shown = {
         "state": play.states,
         "scene": scenes,
@@ -886,38 +871,6 @@ def evaluate(
     return statistics, shown
 
 
-def film_frames(setup: Setup, service: GoalService, shown: list[dict]) -> list[Frame]:
-    """Turn the steps of an episode into frames with the caption, the goals and what was rewarded written on them."""
-    world = setup.world
-    render = jax.jit(world.render)
-    frames, unlocked = [], []
-    for number, step in enumerate(shown):
-        if step["over"]:
-            break
-        values = jax.device_get({name: value for name, value in step.items() if name != "state"})
-        reached = np.flatnonzero(values["reached"])
-        have = [name for name, has in zip(world.achievements, values["achievements"], strict=True) if has]
-        new = [name for name in have if name not in unlocked]
-        unlocked += new
-        frames.append(
-            Frame(
-                image=np.asarray(render(step["state"])),
-                step=number,
-                scene=world.describe(values["scene"]),
-                goals=tuple(
-                    (service.goals[goal], bool(values["achieved"][goal])) for goal in np.flatnonzero(values["suggested"])
-                ),
-                action=world.actions[values["action"]],
-                caption=world.captions[values["caption"]],
-                reward=float(values["reward"]),
-                rewarded_goal=service.goals[reached[0]] if len(reached) else None,
-                achievements=tuple(unlocked),
-                new_achievement=new[0] if new else None,
-            )
-        )
-    return frames
-
-
 # ----------------------------------------------------------------------------------------------------------------------- main
 
 
@@ -969,48 +922,6 @@ def load_run(run_dir: str | Path, compiler: Compiler) -> tuple[Setup, GoalServic
     return setup, service, state.params
 
 
-def log_line(args: Args, world, service: GoalService, update: int, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Turn the metrics of an update into a line of metrics.jsonl."""
-    episodes = metrics["episodes"]
-    number = int(episodes.episodes)
-    rates = episodes.achievements / number if number else None
-    return {
-        "update": update,
-        "env_steps": update * args.batch_size,
-        "episodes": number,
-        "achievements_per_episode": rates.sum() if number else None,
-        "success_rates": dict(zip(world.achievements, rates.tolist(), strict=True)) if number else None,
-        "episode_return": episodes.episode_return / number if number else None,
-        "episode_length": episodes.episode_length / number if number else None,
-        "scenes": service.num_scenes,
-        **{name: value for name, value in metrics.items() if name != "episodes"},
-    }
-
-
-def summarise(lines: list[dict[str, Any]], world) -> dict[str, Any]:
-    """Average over the episodes that ended in the last tenth of the training, or in all of it if none did."""
-    recent = [line for line in lines[-max(1, len(lines) // 10) :] if line["episodes"]]
-    counted = recent or [line for line in lines if line["episodes"]]
-    episodes = sum(line["episodes"] for line in counted)
-    seconds = sum(line["time"]["seconds"] for line in lines)
-
-    def mean(get):
-        return sum(get(line) * line["episodes"] for line in counted) / episodes if episodes else None
-
-    return {
-        "achievements_per_episode": mean(lambda line: line["achievements_per_episode"]),
-        "success_rates": {
-            name: mean(lambda line, name=name: line["success_rates"][name]) for name in world.achievements
-        },
-        "episodes": episodes,
-        "episode_return": mean(lambda line: line["episode_return"]),
-        "steps_without_answer": sum(line["steps_without_answer"] for line in lines) / len(lines),
-        "pool_exhausted": lines[-1]["pool_exhausted"],
-        "sps": lines[-1]["env_steps"] / seconds,
-        "host_share": sum(line["time"]["host_seconds"] for line in lines) / seconds,
-    }
-
-
 def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     start = time.perf_counter()
@@ -1057,7 +968,8 @@ def main(args: Args) -> dict[str, Any]:
 
                 metrics = jax.device_get(metrics)  # HOST WAITS for the device.
                 seconds = time.perf_counter() - began - (compiler.seconds - compiled_before)
-                line = log_line(args, world, service, number, metrics)
+                line = {"update": number, "env_steps": number * args.batch_size, "scenes": service.num_scenes}
+                line |= metrics_line(world.achievements, metrics)
                 line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": began - ended}
                 ended = began + seconds
                 run.log(line)
@@ -1069,16 +981,14 @@ def main(args: Args) -> dict[str, Any]:
                     }
                     checkpoints.save(number, state, {"service": service.state(), "clock": clock})
             lines = read_metrics(run.path)
-            summary = summarise(lines, world)
+            summary = summarise(lines, world.achievements)
             learning_curve(run.path, run.path / "curve.png")
             if args.evaluate_episodes:
                 progress.phase("evaluating")
                 key = jax.random.fold_in(jax.random.key(args.seed), 1)
-                summary["evaluation"], shown = evaluate(
-                    setup, service, state.params, args.evaluate_episodes, key, compiler
-                )
+                summary["evaluation"], shown = evaluate(setup, service, state.params, args.evaluate_episodes, key, compiler)
                 if args.film:
-                    make_film(film_frames(setup, service, shown), run.path / "film.gif")
+                    make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
         summary |= {
             "env_steps": num_updates * args.batch_size,
             "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,

@@ -182,9 +182,7 @@ def train_reference(args: Args, make: Callable) -> Callable[[], None]:
         seen, rollout = jax.lax.scan(act, seen, jax.random.split(key, args.num_steps))
         inputs, actions, log_probs, values, rewards, done = rollout
         next_values = jnp.concatenate([values[1:], network.apply(state.params, read(seen[0]))[1][None]])
-        advantages = ellm_ppo.generalised_advantages(
-            rewards, values, next_values, done, done, run_args.gamma, run_args.gae_lambda
-        )
+        advantages = ellm_ppo.generalised_advantages(rewards, values, next_values, done, done, run_args.gamma, run_args.gae_lambda)
         batch = (inputs, actions, log_probs, values, advantages, advantages + values)
         batch = jax.tree.map(lambda x: x.reshape(run_args.batch_size, *x.shape[2:]), batch)
         state, losses = ellm_ppo.learn(setup, state, batch)

@@ -133,10 +133,7 @@ class LlamaCpp:
         listed = choice["logprobs"]["content"][0]["top_logprobs"]
         # A word that is not listed is at most as likely as the last that is.
         least = min(token["logprob"] for token in listed)
-        found = {
-            word: [t["logprob"] for t in listed if t["token"].strip().lower() == word] or [least]
-            for word in ("yes", "no")
-        }
+        found = {word: [t["logprob"] for t in listed if t["token"].strip().lower() == word] or [least] for word in ("yes", "no")}
         return _log_sum(found["yes"]), _log_sum(found["no"])
 
     def _ask(self, prompt, options):
@@ -392,9 +389,7 @@ def _explained(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"language model {name} failed ({_first_line(error)}): start again, what was answered is kept"
-        ) from error
+        raise UserError(f"language model {name} failed ({_first_line(error)}): start again, what was answered is kept") from error
 
 
 @contextmanager

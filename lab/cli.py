@@ -24,9 +24,7 @@ def run_cli(main: Callable[[Any], Any], args_class: type) -> None:
     except KeyboardInterrupt as interrupt:
         sys.stdout.flush()
         command = ["python", *sys.argv]
-        for note in getattr(
-            interrupt, "__notes__", []
-        ):  # the run's directory, when it was chosen for the user
+        for note in getattr(interrupt, "__notes__", []):  # the run's directory, when it was chosen for the user
             command += [] if "--run-dir" in shlex.join(sys.argv) else note.split(" ", 1)
         command = shlex.join(command)
         print(f"\ninterrupted; to go on from the last checkpoint: {command}", file=sys.stderr, flush=True)

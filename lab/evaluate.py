@@ -11,7 +11,7 @@ import jax
 from lab.cli import run_cli
 from lab.compiler import Compiler
 from lab.errors import UserError
-from lab.film import make_film
+from lab.film import film_frames, make_film
 from lab.run import read_config, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +56,7 @@ def main(args: Args) -> dict:
     run_dir = Path(args.run_dir)
     write_json(run_dir / "evaluation.json", {**dataclasses.asdict(args), **statistics})
     if args.film:
-        make_film(script.film_frames(setup, service, shown), run_dir / "film.gif")
+        make_film(film_frames(setup.world, service.goals, shown), run_dir / "film.gif")
     service.close()
     for name, rate in sorted(statistics["success_rates"].items(), key=lambda item: -item[1]):
         print(f"{rate:7.1%}  {name}")

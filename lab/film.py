@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -59,6 +60,35 @@ def make_film(frames: Sequence[Frame], path: str | os.PathLike, fps: float = 8.0
         disposal=1,
     )
     os.replace(temporary, path)
+
+
+def film_frames(world, goals: Sequence[str], steps: Sequence[dict]) -> list[Frame]:
+    """Turn the steps of an episode, as a script's `evaluate` returns them, into frames; goals: the texts, [G]."""
+    render = jax.jit(world.render)
+    frames, unlocked = [], []
+    for number, step in enumerate(steps):
+        if step["over"]:
+            break
+        values = jax.device_get({name: value for name, value in step.items() if name != "state"})
+        reached = np.flatnonzero(values["reached"])
+        have = [name for name, has in zip(world.achievements, values["achievements"], strict=True) if has]
+        new = [name for name in have if name not in unlocked]
+        unlocked += new
+        frames.append(
+            Frame(
+                image=np.asarray(render(step["state"])),
+                step=number,
+                scene=world.describe(values["scene"]),
+                goals=tuple((goals[goal], bool(values["achieved"][goal])) for goal in np.flatnonzero(values["suggested"])),
+                action=world.actions[values["action"]],
+                caption=world.captions[values["caption"]],
+                reward=float(values["reward"]),
+                rewarded_goal=goals[reached[0]] if len(reached) else None,
+                achievements=tuple(unlocked),
+                new_achievement=new[0] if new else None,
+            )
+        )
+    return frames
 
 
 def draw_frame(frame: Frame) -> Image.Image:
@@ -162,9 +192,7 @@ def wrap(text: str, width: float, size: int, lines: int) -> list[str]:
     return done
 
 
-def choose_goals(
-    goals: Sequence[tuple[str, bool]], rewarded: str | None, room: int
-) -> tuple[list[tuple[str, bool]], int]:
+def choose_goals(goals: Sequence[tuple[str, bool]], rewarded: str | None, room: int) -> tuple[list[tuple[str, bool]], int]:
     """Return at most `room` cells' worth of goals in their order, and how many are left out.
 
     When room is short the rewarded goal goes first, then open ones, and a cell is kept for "+n more".

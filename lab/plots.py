@@ -33,9 +33,7 @@ def learning_curve(run_dirs: RunDirs, path: str | os.PathLike) -> None:
     _draw_mean(left, runs, COLOURS[0])
     _finish(left, "achievements per episode")
 
-    names = next(
-        (list(line["success_rates"]) for run in runs for line in run if line.get("success_rates")), []
-    )
+    names = next((list(line["success_rates"]) for run in runs for line in run if line.get("success_rates")), [])
     curves = [_band([_series(run, name) for run in runs]) for name in names]
     # A style belongs to an achievement, in every picture the same; the legend goes by final value.
     for i in sorted(range(len(names)), key=lambda i: -curves[i][1][-1]):
@@ -75,9 +73,7 @@ def compare_curves(named: Mapping[str, RunDirs], path: str | os.PathLike) -> Non
     _save(figure, path)
 
 
-def smooth(
-    steps: np.ndarray, values: np.ndarray, weights: np.ndarray, at: np.ndarray, width: float
-) -> np.ndarray:
+def smooth(steps: np.ndarray, values: np.ndarray, weights: np.ndarray, at: np.ndarray, width: float) -> np.ndarray:
     """Return means of `values` [L] around the steps `at` [P]: a Gaussian in env steps times `weights` [L]."""
     distance = ((at[:, None] - steps[None, :]) / width) ** 2
     distance -= distance.min(axis=1, keepdims=True)  # in a long gap the nearest value counts alone
@@ -102,11 +98,7 @@ def _series(run: list[dict[str, Any]], name: str | None) -> np.ndarray:
     """
     rows = []
     for line in run:
-        value = (
-            line.get("achievements_per_episode")
-            if name is None
-            else (line.get("success_rates") or {}).get(name)
-        )
+        value = line.get("achievements_per_episode") if name is None else (line.get("success_rates") or {}).get(name)
         if value is not None:
             rows.append((line["env_steps"], value, max(line.get("episodes") or 1, 1)))
     return np.array(rows, np.float64).reshape(-1, 3)

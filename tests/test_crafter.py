@@ -79,9 +79,7 @@ def stage(key, state):
         skeletons=skeletons,
         mob_map=pack(unpack(state).replace(mob_map=mob_map)).mob_map,
         arrows=state.arrows.replace(
-            position=jnp.where(
-                arrow, jnp.clip(beside[None] + draw(-1, 2, (3, 2)), 0, 63), state.arrows.position
-            ),
+            position=jnp.where(arrow, jnp.clip(beside[None] + draw(-1, 2, (3, 2)), 0, 63), state.arrows.position),
             mask=state.arrows.mask | arrow,
         ),
         arrow_directions=jnp.where(arrow, steps[1 + draw(0, 4, (3,))], state.arrow_directions),
@@ -309,9 +307,7 @@ def test_base_captions_name_what_is_faced(raw):
     for i in range(0, N * T, 3):
         before, name = plain(raw["before"], i), BASE.actions[actions[i]]
         if name == "do":
-            faced = [
-                canonical[x] for x in ("zombie", "skeleton", "cow", *sorted(canonical)) if x in front(before)
-            ]
+            faced = [canonical[x] for x in ("zombie", "skeleton", "cow", *sorted(canonical)) if x in front(before)]
             name = faced[0] if faced else "do nothing"
         expected = judge(before, name, plain(states, i), "attempt")
         assert BASE.captions[transition.caption[i]] == expected, (i, name)
@@ -343,11 +339,9 @@ def test_step_equals_craftax_bit_for_bit(play):
         return differs, reward != transition.reward
 
     after, transition = play["attempt"]
-    wrong = jax.jit(
-        lambda *batch: jax.tree.map(
-            lambda x: x.sum(), jax.lax.map(lambda one: compare(*one), batch, batch_size=512)
-        )
-    )(play["key"], play["before"], play["action"], after, transition, _do_is_played(play))
+    wrong = jax.jit(lambda *batch: jax.tree.map(lambda x: x.sum(), jax.lax.map(lambda one: compare(*one), batch, batch_size=512)))(
+        play["key"], play["before"], play["action"], after, transition, _do_is_played(play)
+    )
     wrong = {jax.tree_util.keystr(path): int(n) for path, n in jax.tree_util.tree_leaves_with_path(wrong)}
     assert not any(wrong.values()), {name: n for name, n in wrong.items() if n}
 
@@ -414,20 +408,14 @@ def _spawn_map(seed):
 
 def test_spawn_has_the_distribution_of_craftax():
     draws = 4000
-    sure = EFFECT.params.replace(
-        spawn_cow_chance=2.0, spawn_zombie_base_chance=2.0, spawn_skeleton_chance=2.0
-    )
+    sure = EFFECT.params.replace(spawn_cow_chance=2.0, spawn_zombie_base_chance=2.0, spawn_skeleton_chance=2.0)
 
     def cells(state):
-        return jnp.stack(
-            [m.position[0, 0] * 64 + m.position[0, 1] for m in (state.cows, state.zombies, state.skeletons)]
-        )
+        return jnp.stack([m.position[0, 0] * 64 + m.position[0, 1] for m in (state.cows, state.zombies, state.skeletons)])
 
     keys = jax.random.split(jax.random.PRNGKey(5), draws)
     ours = jax.jit(lambda s: jax.lax.map(lambda k: cells(_spawn(k, s, sure)), keys, batch_size=500))
-    craftax = jax.jit(
-        lambda s: jax.lax.map(lambda k: cells(spawn_mobs(s, k, sure, STATIC)), keys, batch_size=500)
-    )
+    craftax = jax.jit(lambda s: jax.lax.map(lambda k: cells(spawn_mobs(s, k, sure, STATIC)), keys, batch_size=500))
     for seed in range(3):
         state = _spawn_map(seed)
         mine, theirs = np.asarray(ours(state)), np.asarray(craftax(unpack(state)))
@@ -500,11 +488,7 @@ def test_oracle_by_hand():
     assert _sensible(tired) == {"sleep"}
     assert _sensible(tired.replace(is_sleeping=jnp.array(True))) == set()
     cow = _clearing()
-    cow = cow.replace(
-        cows=cow.cows.replace(
-            position=jnp.array([[32, 33], [0, 0], [0, 0]]), mask=jnp.array([True, False, False])
-        )
-    )
+    cow = cow.replace(cows=cow.cows.replace(position=jnp.array([[32, 33], [0, 0], [0, 0]]), mask=jnp.array([True, False, False])))
     assert _sensible(cow) == {"eat cow", "attack cow"}
 
 

@@ -62,9 +62,7 @@ def test_git_commit_of_the_scripts_repository(tmp_path):
 
     def git(*command):
         identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
-        return subprocess.run(
-            ["git", *identity, *command], cwd=repo, check=True, capture_output=True, text=True
-        )
+        return subprocess.run(["git", *identity, *command], cwd=repo, check=True, capture_output=True, text=True)
 
     Run(tmp_path / "before", {}, script=repo / "script.py").close()
     assert read_config(tmp_path / "before")["git_commit"] is None
@@ -96,9 +94,7 @@ def test_free_and_unlisted_fields_may_differ(tmp_path):
         assert run.resuming
     config = read_config(tmp_path)
     assert config["arguments"]["num_threads"] == 2 and config["prompts"] == "a"
-    assert [(part["arguments"], part["prompts"]) for part in config["resumed"]] == [
-        ({"num_threads": 4}, "b")
-    ] * 2
+    assert [(part["arguments"], part["prompts"]) for part in config["resumed"]] == [({"num_threads": 4}, "b")] * 2
     with pytest.raises(UserError, match="prompts is 'a' there, 'b' here"):
         Run(tmp_path, changed, {"prompts": "b"}, identity=["seed", "prompts"])
 
@@ -165,9 +161,7 @@ def test_metrics_round_trip(tmp_path):
         run.log({"env_steps": 2})
     assert first == read_metrics(tmp_path)[:1] and len(read_metrics(tmp_path)) == 2
     line = first[0]
-    assert (
-        line["third"] == 1 / 3 and np.float32(line["single"]) == np.float32(0.1) and line["array"] == [0, 1]
-    )
+    assert line["third"] == 1 / 3 and np.float32(line["single"]) == np.float32(0.1) and line["array"] == [0, 1]
     assert line["nan"] is None and line["none"] is None and line["time"] == {"sps": None}
     with pytest.raises(TypeError), Run(tmp_path, {}) as run:
         run.log({"object": object()})
@@ -275,11 +269,7 @@ def make_state(seed: int) -> State:
     """Make a state from a seed."""
     rng = np.random.default_rng(seed)
     params = {
-        "kernel": jnp.asarray(rng.standard_normal((64, 64)), jnp.float32)
-        .at[0, 0]
-        .set(jnp.nan)
-        .at[0, 1]
-        .set(-0.0),
+        "kernel": jnp.asarray(rng.standard_normal((64, 64)), jnp.float32).at[0, 0].set(jnp.nan).at[0, 1].set(-0.0),
         "half": jnp.asarray(rng.standard_normal(7), jnp.bfloat16),
         "scalar": jnp.float32(rng.random()),
         "mask": jnp.asarray(rng.random(9) < 0.5),
@@ -317,10 +307,7 @@ def test_restore_is_bit_exact_and_the_last_two_are_kept(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 3 and sorted(os.listdir(tmp_path)) == ["2", "3"]
         state, host = checkpoints.restore(make_state(9))
-        assert (
-            same_bits(state, make_state(3))
-            and host == {"goals": ["chop tree"], "step": 3} == checkpoints.host()
-        )
+        assert same_bits(state, make_state(3)) and host == {"goals": ["chop tree"], "step": 3} == checkpoints.host()
         assert jax.random.uniform(state.key) == jax.random.uniform(jax.random.key(3))
         state, _ = checkpoints.restore(jax.eval_shape(lambda: make_state(0)), step=2)
         without_host_array = state.replace(params={**state.params, "host": make_state(2).params["host"]})
@@ -358,9 +345,7 @@ def test_damaged_checkpoint_is_refused(tmp_path):
         (largest, lambda data: data[: len(data) // 2]),
         (
             largest,
-            lambda data: (
-                data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-            ),
+            lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
         ),
         (metadata, lambda data: data[: len(data) // 2]),
         (metadata, lambda data: b"{}"),
@@ -431,9 +416,7 @@ for name in state:
 """
     flags = "--xla_force_host_platform_device_count=2"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
@@ -558,12 +541,8 @@ def test_plots_draw_the_runs(tmp_path):
     plots.learning_curve(runs[0], tmp_path / "one.png")
     plots.learning_curve(runs, tmp_path / "two.png")
     plots.learning_curve(tmp_path / "empty", tmp_path / "none.png")
-    plots.compare_curves(
-        {"llm": runs, "oracle": runs[0], "empty": tmp_path / "empty"}, tmp_path / "compare.png"
-    )
-    assert (
-        ink(tmp_path / "one.png") > 1.2 * ink(tmp_path / "none.png") > 0 and ink(tmp_path / "two.png") > 0.01
-    )
+    plots.compare_curves({"llm": runs, "oracle": runs[0], "empty": tmp_path / "empty"}, tmp_path / "compare.png")
+    assert ink(tmp_path / "one.png") > 1.2 * ink(tmp_path / "none.png") > 0 and ink(tmp_path / "two.png") > 0.01
     assert ink(tmp_path / "compare.png") > 0.01 and not list(tmp_path.glob("*.tmp"))
 
 

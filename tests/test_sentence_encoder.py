@@ -45,9 +45,7 @@ def test_unit_vectors_in_the_order_of_the_texts(encoder, vectors):
 
 
 def test_same_text_same_bits_in_any_company(encoder, vectors):
-    company = [
-        f"{verb} {noun}" for verb in ("mine", "eat", "place") for noun in ("iron", "cow", "plant", "furnace")
-    ]
+    company = [f"{verb} {noun}" for verb in ("mine", "eat", "place") for noun in ("iron", "cow", "plant", "furnace")]
     mixed = [text for pair in zip(reversed(TEXTS), company, strict=True) for text in pair] + ["sleep"] * 9
     for text, vector in zip(mixed, encoder.encode(mixed), strict=True):
         if text in vectors:
@@ -138,10 +136,7 @@ def test_normal_form(text, expected):
 
 
 @settings(max_examples=2000, deadline=None)
-@given(
-    st.text(st.characters(exclude_categories=()), max_size=40)
-    | st.text("1. ):-_*•aAnthe \t\n\u200b", max_size=40)
-)
+@given(st.text(st.characters(exclude_categories=()), max_size=40) | st.text("1. ):-_*•aAnthe \t\n\u200b", max_size=40))
 def test_normal_form_is_stable_and_printable(text):
     once = normalise_goal(text)
     assert normalise_goal(once) == once

@@ -221,9 +221,7 @@ def test_a_file_in_the_way_of_the_folder(tmp_path):
 
 def test_older_schema_is_migrated_by_number(tmp_path, monkeypatch):
     path = make(tmp_path / "s.sqlite")
-    monkeypatch.setattr(
-        store, "MIGRATIONS", (*store.MIGRATIONS, ("ALTER TABLE sources ADD COLUMN note TEXT",))
-    )
+    monkeypatch.setattr(store, "MIGRATIONS", (*store.MIGRATIONS, ("ALTER TABLE sources ADD COLUMN note TEXT",)))
     monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
     with pytest.raises(UserError, match="older schema 1"):
         Store(path, read_only=True)

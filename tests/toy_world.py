@@ -78,7 +78,7 @@ class ToyWorld:
         return np.zeros((len(self.captions), 1), np.uint32)
 
     def grounding_masks(self):
-        return np.asarray([[0], [0b011], [0b100], [0]], np.uint32)
+        return np.asarray([[0], [0b011], [0b100], [0b100]], np.uint32)
 
 
 @struct.dataclass

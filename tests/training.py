@@ -67,4 +67,3 @@ def load_state(args, world):
 def read_lines(run_dir: Path):
     """Return the metrics without what depends on the clock."""
     return [{k: v for k, v in line.items() if k != "time"} for line in ellm_ppo.read_metrics(run_dir)]
-

@@ -81,9 +81,7 @@ MEANINGFUL |= {
 MEANINGFUL |= {f"make {tool}": Action[f"MAKE_{tool.upper().replace(' ', '_')}"] for tool in TOOLS}
 EFFECTS = (*MEANINGFUL, "sleep")  # what can really happen, in the order of the bits of `_effects`
 # The one name of a DO on each thing, for the game's own 17 actions.
-NAME_OF_DO = {
-    pair.split(" ", 1)[1]: pair for pair, a in MEANINGFUL.items() if a is Action.DO and pair != "attack cow"
-}
+NAME_OF_DO = {pair.split(" ", 1)[1]: pair for pair, a in MEANINGFUL.items() if a is Action.DO and pair != "attack cow"}
 
 BLOCK_OF = {name: BlockType[name.upper().replace(" ", "_")].value for name in VISIBLE[3:]}
 NO_NOUN, EVER = 30, 31  # bits of a noun set: never set, always set
@@ -97,13 +95,7 @@ def _bit_table(names, universe, absent):
 
 
 def _noun_of_caption(caption):
-    return (
-        EVER
-        if caption == "sleep"
-        else NO_NOUN
-        if caption == "nothing"
-        else NOUNS.index(caption.split(" ", 1)[1])
-    )
+    return EVER if caption == "sleep" else NO_NOUN if caption == "nothing" else NOUNS.index(caption.split(" ", 1)[1])
 
 
 CAPTION_NOUN = np.array([_noun_of_caption(c) for c in CAPTIONS], np.int32)
@@ -118,9 +110,7 @@ def _action_tables(action_set):
     if action_set == "pairs":
         names = (*MOVES, "sleep", *PAIRS)
         base = [*range(5), Action.SLEEP.value] + [MEANINGFUL.get(p, Action.NOOP).value for p in PAIRS]
-        target = [EVER] * 6 + [
-            NOUNS.index(p.split(" ", 1)[1]) if MEANINGFUL.get(p) is Action.DO else EVER for p in PAIRS
-        ]
+        target = [EVER] * 6 + [NOUNS.index(p.split(" ", 1)[1]) if MEANINGFUL.get(p) is Action.DO else EVER for p in PAIRS]
     else:
         named = {Action.PLACE_TABLE: "place crafting table", Action.DO: "do"}
         names = MOVES + tuple(named.get(a, a.name.lower().replace("_", " ")) for a in list(Action)[5:])
@@ -207,8 +197,7 @@ def _mob_at(state, position):
 def _front(state):
     position = state.player_position + DIRECTIONS[state.player_direction]
     zombies, skeletons, cows = (
-        (mobs.position == position[None]).all(-1) & mobs.mask
-        for mobs in (state.zombies, state.skeletons, state.cows)
+        (mobs.position == position[None]).all(-1) & mobs.mask for mobs in (state.zombies, state.skeletons, state.cows)
     )
     block = _block_at(state, position)
     kinds = [zombies.any(), skeletons.any(), cows.any()]
@@ -226,10 +215,7 @@ def _faced_nouns(front):
 
 def _held_nouns(inventory):
     """Bits over NOUNS of what is held: a sapling is a plant."""
-    held = {
-        noun: getattr(inventory, noun.replace(" ", "_"))
-        for noun in ("stone", "coal", "iron", "diamond", *TOOLS)
-    }
+    held = {noun: getattr(inventory, noun.replace(" ", "_")) for noun in ("stone", "coal", "iron", "diamond", *TOOLS)}
     held["plant"] = inventory.sapling
     no = jnp.zeros((), bool)
     return _pack([held[noun] > 0 if noun in held else no for noun in NOUNS])
@@ -253,9 +239,7 @@ def _damage(inventory):
 
 def _solid(block):
     """Whether a block stops walking and placing."""
-    return (
-        (np.uint32(sum(1 << int(b) for b in np.asarray(SOLID_BLOCKS))) >> block.astype(jnp.uint32)) & 1
-    ) == 1
+    return ((np.uint32(sum(1 << int(b) for b in np.asarray(SOLID_BLOCKS))) >> block.astype(jnp.uint32)) & 1) == 1
 
 
 def _effects(state, front, sapling_gained):
@@ -450,9 +434,7 @@ def _act(state, action, front, grass_draw):
         player_hunger=jnp.where(killed_cow | eats_plant, 0.0, state.player_hunger),
         player_drink=jnp.where(drink, jnp.minimum(9, state.player_drink + 1), state.player_drink),
         player_thirst=jnp.where(drink, 0.0, state.player_thirst),
-        growing_plants_positions=jnp.where(
-            planted[:, None], front.position[None], state.growing_plants_positions
-        ),
+        growing_plants_positions=jnp.where(planted[:, None], front.position[None], state.growing_plants_positions),
         growing_plants_age=jnp.where(eaten | planted, 0, state.growing_plants_age),
         growing_plants_mask=state.growing_plants_mask | planted,
         achievements=state.achievements | jnp.stack([unlocked[name] for name in ACHIEVEMENTS]),
@@ -522,9 +504,7 @@ def _update_mobs(key, state, front, killed, params):
         keys[18:24].reshape(2, 3, 2),
     )
     turns = _bits(_threefry(jnp.concatenate([zombie_keys[:, 0], cow_keys, skeleton_keys[:, 0]]), 1))
-    chances = _uniform(
-        jnp.concatenate([zombie_keys[:, 1:3].reshape(6, 2), skeleton_keys[:, 1:].reshape(4, 2)])
-    )
+    chances = _uniform(jnp.concatenate([zombie_keys[:, 1:3].reshape(6, 2), skeleton_keys[:, 1:].reshape(4, 2)]))
 
     player = state.player_position
     state = _mark(state, front.position, _mob_at(state, front.position) & ~killed)
@@ -584,9 +564,7 @@ def _update_mobs(key, state, front, killed, params):
         new = jnp.where(open_cell & ~attacks, wish, old)
         stays = alive & (distance < params.mob_despawn_distance)
         state = _go(state, old, new, alive, stays).replace(
-            arrows=arrows.replace(
-                position=jnp.where(shot[:, None], old[None], arrows.position), mask=arrows.mask | shot
-            ),
+            arrows=arrows.replace(position=jnp.where(shot[:, None], old[None], arrows.position), mask=arrows.mask | shot),
             arrow_directions=jnp.where(shot[:, None], toward[None], state.arrow_directions),
         )
         cooldown = jnp.where(attacks, 4, skeleton.attack_cooldown - 1)
@@ -628,9 +606,7 @@ def _grow(state, broken):
     ripe = (age >= 600) & (state.map[plants[:, 0], plants[:, 1]] != BlockType.RIPE_PLANT.value)
     pending = jnp.concatenate([broken[1], ripe])
     cells = jnp.concatenate([broken[0], plants])
-    blocks = np.array(
-        [BlockType.PATH.value] * len(broken[1]) + [BlockType.RIPE_PLANT.value] * len(plants), np.uint8
-    )
+    blocks = np.array([BlockType.PATH.value] * len(broken[1]) + [BlockType.RIPE_PLANT.value] * len(plants), np.uint8)
 
     def write(carry):
         pending, game_map = carry
@@ -656,14 +632,10 @@ def _spawn(key, state, params):
     rows, columns = corner[0] + jnp.arange(size), corner[1] + jnp.arange(size)
     halves = jnp.where(columns[None] < 32, words[:, :1], words[:, 1:])
     occupied = ((halves >> (columns[None] & 31).astype(jnp.uint32)) & 1) == 1
-    distance = (
-        jnp.abs(rows - state.player_position[0])[:, None] + jnp.abs(columns - state.player_position[1])[None]
-    )
+    distance = jnp.abs(rows - state.player_position[0])[:, None] + jnp.abs(columns - state.player_position[1])[None]
     grass, path = blocks == BlockType.GRASS.value, blocks == BlockType.PATH.value
     within = distance < params.mob_despawn_distance
-    zombie_chance = params.spawn_zombie_base_chance + params.spawn_zombie_night_chance * jnp.square(
-        1 - state.light_level
-    )
+    zombie_chance = params.spawn_zombie_base_chance + params.spawn_zombie_night_chance * jnp.square(1 - state.light_level)
     draws = jax.random.uniform(key, (6,))
     kinds = {
         "cows": (grass & (distance > 3), params.spawn_cow_chance, params.cow_health),
@@ -855,9 +827,7 @@ class Crafter:
 
     def step(self, key, state: EnvState, action) -> tuple[EnvState, Transition]:
         """Take one action, int [] below A. Nothing is reset."""
-        _, base, claimed, target = (
-            jnp.asarray(t) if i else t for i, t in enumerate(_action_tables(self.action_set))
-        )
+        _, base, claimed, target = (jnp.asarray(t) if i else t for i, t in enumerate(_action_tables(self.action_set)))
         front = _front(state)
         faced = _faced_nouns(front)
         played = jnp.where((((faced | np.uint32(1 << EVER)) >> target[action]) & 1) == 1, base[action], 0)

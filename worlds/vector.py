@@ -86,9 +86,7 @@ class VectorWorld:
 
     def advance(self, key, vs: VectorState, actions):
         """Take one action [N] in each world. Return the state, nothing reset, and the transitions [N]."""
-        states, transition = jax.vmap(self.world.step)(
-            jax.random.split(key, self.num_envs), vs.states, actions
-        )
+        states, transition = jax.vmap(self.world.step)(jax.random.split(key, self.num_envs), vs.states, actions)
         vs = vs.replace(
             states=states,
             episode_return=vs.episode_return + transition.reward,
@@ -107,8 +105,7 @@ class VectorWorld:
             episodes=vs.finished.episodes + ended.sum(dtype=jnp.int32),
             episode_return=vs.finished.episode_return + jnp.where(ended, vs.episode_return, 0.0).sum(),
             episode_length=vs.finished.episode_length + jnp.where(ended, vs.episode_length, 0).sum(),
-            achievements=vs.finished.achievements
-            + (ended[:, None] & vs.achievements).sum(0, dtype=jnp.int32),
+            achievements=vs.finished.achievements + (ended[:, None] & vs.achievements).sum(0, dtype=jnp.int32),
         )
         states, taken = self._exchange(vs.states, vs.pool, vs.pool_next, done)
         reused = jnp.maximum(taken - self.pool_size, 0) - jnp.maximum(vs.pool_next - self.pool_size, 0)
