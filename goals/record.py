@@ -1,9 +1,9 @@
 """Ask a language model all questions of the rules form and keep its answers in a store.
 
-    python -m goals.record --llm model.gguf --store rules.sqlite                        to record; the same command goes on
-    python -m goals.record --llm model.gguf --store new.sqlite --compare rules.sqlite   to check a recording
+    python -m goals.record --llm model.gguf --store rules.sqlite                        record, or go on
+    python -m goals.record --llm model.gguf --store new.sqlite --compare rules.sqlite   check a recording
 
-Answers are stored as they come, so an interrupted recording loses at most one batch. A comparison asks anew, for all
+Answers are stored as they come, so an interrupted recording loses at most one batch. A comparison asks anew, all
 questions or `--sample` of them, and fails if the log-odds differ by more than `--tolerance`.
 """
 
@@ -71,7 +71,8 @@ def _ask(model, store, kind, questions, texts):
     for done in range(0, len(missing), QUESTIONS_PER_BATCH):
         batch = missing[done : done + QUESTIONS_PER_BATCH]
         pairs = model.yes_no([questions.prompt(text) for text in batch])
-        store.put_answers(*key, {text: json.dumps({"yes": yes, "no": no}) for text, (yes, no) in zip(batch, pairs, strict=True)})
+        answers = [json.dumps({"yes": yes, "no": no}) for yes, no in pairs]
+        store.put_answers(*key, dict(zip(batch, answers, strict=True)))
         done += len(batch)
         left = (time.perf_counter() - start) / done * (len(missing) - done)
         print(f"\r{kind}: {done}/{len(missing)}, {left:.0f} s left   ", end="", flush=True)

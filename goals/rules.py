@@ -1,8 +1,9 @@
 """The rules form of asking: once and for all, which goals make sense and what each needs.
 
-A language model scores two kinds of questions by its log-odds of yes: does a goal make sense, and does a goal need a
-fact. It says yes to some words more easily than to others, so scores count after centring. Every caption of the world
-is a candidate: what is sensible and what it needs is the model's word alone. Letters: C captions, F facts.
+A language model scores two kinds of questions by its log-odds of yes: does a goal make sense, and does a goal
+need a fact. It says yes to some words more easily than to others, so scores count after centring. Every caption
+of the world is a candidate: what is sensible and what it needs is the model's word alone. Letters: C captions,
+F facts.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ NEED_THRESHOLD = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """One prompt and all that is asked with it; a question's text is what it fills in: "goal" or "goal: fact"."""
+    """One prompt and all that is asked with it; a question's text is "goal" or "goal: fact"."""
 
     template: string.Template
     prompt_hash: str
@@ -91,12 +92,13 @@ class Scores:
 def questions(world, prompt: str | os.PathLike | None = None) -> dict[str, Questions]:
     """Return all questions about a world by kind, "sensible" and "needs".
 
-    The prompt files are `prompt`_<kind>_v1.txt, by default those of the world in prompts/. Raises UserError if one is
-    missing or its placeholders are not $goal, and $fact for the needs.
+    The prompt files are `prompt`_<kind>_v1.txt, by default those of the world in prompts/. Raises UserError if one
+    is missing or its placeholders are not $goal, and $fact for the needs.
     """
     prefix = Path(prompt or PROMPTS / f"{world.name}_rules")
     goals = world.captions[1:]
-    texts = {"sensible": goals, "needs": tuple(f"{goal}: {fact}" for goal in goals for fact in asked_facts(world))}
+    facts = asked_facts(world)
+    texts = {"sensible": goals, "needs": tuple(f"{goal}: {fact}" for goal in goals for fact in facts)}
     return {
         kind: Questions(*_load(prefix.with_name(f"{prefix.name}_{kind}_v1.txt"), placeholders), texts[kind])
         for kind, placeholders in KINDS.items()
@@ -104,13 +106,14 @@ def questions(world, prompt: str | os.PathLike | None = None) -> dict[str, Quest
 
 
 def asked_facts(world) -> tuple[str, ...]:
-    """Return the facts a goal may need: what a prompt tells, but not what is faced or what no caption names."""
+    """Return the facts a goal may need: what a prompt tells, but not what is faced or no caption names."""
     mask = world.prompt_mask("full")
     nouns = {caption.split(" ", 1)[-1] for caption in world.captions}
 
     def is_asked(index, fact):
         kind, _, thing = fact.partition(" ")
-        return mask[index // 32] >> (index % 32) & 1 and kind != "facing" and (kind != "see" or thing in nouns)
+        told = mask[index // 32] >> (index % 32) & 1
+        return told and kind != "facing" and (kind != "see" or thing in nouns)
 
     return tuple(fact for index, fact in enumerate(world.facts) if is_asked(index, fact))
 
@@ -118,12 +121,8 @@ def asked_facts(world) -> tuple[str, ...]:
 def score(world, answers: Mapping[str, Mapping[str, str]]) -> Scores:
     """Read raw answers, by kind and question, as log-odds; an answer that cannot be read counts as none."""
     goals, facts = world.captions[1:], asked_facts(world)
-    return Scores(
-        goals=goals,
-        facts=facts,
-        sensible=_log_odds(answers["sensible"], goals),
-        needs=_log_odds(answers["needs"], (f"{g}: {f}" for g in goals for f in facts)).reshape(len(goals), len(facts)),
-    )
+    needs = _log_odds(answers["needs"], (f"{goal}: {fact}" for goal in goals for fact in facts))
+    return Scores(goals, facts, _log_odds(answers["sensible"], goals), needs.reshape(len(goals), len(facts)))
 
 
 def compile_rules(
@@ -187,5 +186,5 @@ def _load(path: Path, placeholders: tuple[str, ...]) -> tuple[string.Template, s
         raise UserError(f"prompt {path} cannot be read ({reason}); in {PROMPTS} there are {there}") from None
     if not template.is_valid() or sorted(template.get_identifiers()) != list(placeholders):
         names = " and ".join(f"${name}" for name in placeholders)
-        raise UserError(f"prompt {path} must have {names} and no other placeholder; write a dollar sign as $$")
+        raise UserError(f"prompt {path} must have {names}, no other placeholder; write a dollar sign as $$")
     return template, hashlib.sha256(content).hexdigest()[:16]

@@ -17,7 +17,7 @@ LENGTH_STEP = 8
 
 SEPARATORS = str.maketrans(dict.fromkeys("-_‐‑‒–—―−*`", " "))
 NUMBERING = re.compile(r"^(?:\d+\s*[.):]\s*(?=\D|$))+")
-EDGES = re.compile(r"^\W+|\W+$")
+CORE = re.compile(r"\w(?:.*\w)?|$")
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
@@ -31,7 +31,7 @@ def normalise_goal(text: str) -> str:
         before = text
         text = " ".join(text.lower().translate(SEPARATORS).split())
         text = "".join(character for character in text if character.isprintable())
-        text = EDGES.sub("", ARTICLES.sub(" ", EDGES.sub("", NUMBERING.sub("", text))))
+        text = CORE.search(ARTICLES.sub(" ", CORE.search(NUMBERING.sub("", text))[0]))[0]
     return text
 
 

@@ -39,8 +39,8 @@ class Usage:
 class GoalService:
     """Own the goal tables of one run and the way to everything that can answer.
 
-    source: "llm", "oracle", "novelty", "uniform", "grounded" or "none". form ("rules" or "open"), llm, prompt, resolve_mode ("exact"
-    or "replay"), on_missing ("error" or "no-goals"), prompt_scope, max_goal_tokens, temperature and seed matter to "llm" only.
+    source: "llm", "oracle", "novelty", "uniform", "grounded" or "none". form ("rules" or "open"), llm, prompt, resolve_mode
+    ("exact" or "replay"), on_missing ("error" or "no-goals"), prompt_scope, max_goal_tokens, temperature, seed: of "llm" only.
     embeds_goals and text_observation say which embeddings the policy reads. Raises UserError for a model, prompt or store that
     is not there.
     """

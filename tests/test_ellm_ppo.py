@@ -144,9 +144,8 @@ def test_learns_to_reach_suggested_goals_without_the_worlds_reward(monkeypatch, 
         monkeypatch, ToyWorld(), tmp_path, "learn", TableModel(), goal_form="open", num_envs=16,
         total_timesteps=16 * 8 * 100, learning_rate=3e-3, checkpoint_every=1000, hidden_size=64, ent_coef=0.05,
     )  # fmt: skip
-    first, last = lines[:10], lines[-20:]
-    assert np.mean([line["achievements_per_episode"] for line in last]) > 1.7
-    assert np.mean([line["achievements_per_episode"] for line in first]) < 1.2
+    means = [line["achievements_per_episode"] for line in lines if line["episodes"]]
+    assert np.mean(means[:10]) < 1.2 and np.mean(means[-20:]) > 1.7
 
 
 # Ways that must lead to the same result
@@ -243,17 +242,15 @@ def test_resumed_run_ends_where_an_undisturbed_one_ends(monkeypatch, tmp_path, f
     assert whole_lines == resumed_lines and len(whole_lines) == 6
 
 
-def test_every_source_runs_and_seeds_differ(monkeypatch, tmp_path):
-    final = {}
-    for source in ("oracle", "novelty", "uniform", "grounded", "none"):
-        for seed in (1, 2):
-            _, state, lines = train(
-                monkeypatch, ToyWorld(), tmp_path, f"{source}{seed}", goal_source=source, seed=seed, total_timesteps=64
-            )
-            final[source, seed] = jax.tree.leaves(state.params)[0]
-            assert len(lines) == 2
-    arrays = list(final.values())
-    assert all(not np.array_equal(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
+def test_every_source_and_seed_leads_elsewhere(monkeypatch, tmp_path):
+    runs = [(source, 1) for source in ("oracle", "novelty", "uniform", "grounded", "none")] + [("none", 2)]
+    final = []
+    for source, seed in runs:
+        fields = {"goal_source": source, "seed": seed, "total_timesteps": 4 * 8 * 6}
+        _, state, lines = train(monkeypatch, ToyWorld(), tmp_path, f"{source}{seed}", **fields)
+        final.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)]))
+        assert len(lines) == 6 and np.isfinite(final[-1]).all()
+    assert not any(np.array_equal(a, b) for i, a in enumerate(final) for b in final[:i])
 
 
 def test_nothing_compiles_after_the_first_update(monkeypatch, tmp_path):

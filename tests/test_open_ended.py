@@ -87,7 +87,10 @@ def test_golden_render():
     assert rendered.startswith("Advice for the player of a survival game. ")
     assert rendered.endswith(f"\n\n{SCENE}\nSuggestions:\n-")
     # A published prompt never changes: stored answers belong to these very bytes.
-    assert (prompt_hash, hashlib.sha256(rendered.encode()).hexdigest()[:16]) == ("HASH", "RENDERED")
+    assert (prompt_hash, hashlib.sha256(rendered.encode()).hexdigest()[:16]) == (
+        "e5abb9b372b9baaf",
+        "817b8104e0481bcf",
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,7 @@ def test_golden_render():
         (f"- {'x' * (MAX_GOAL_LENGTH + 1)}\n- {'y' * MAX_GOAL_LENGTH}", ("y" * MAX_GOAL_LENGTH,)),
         ("\n".join(f"- goal {i}" for i in range(50)), tuple(f"goal {i}" for i in range(MAX_GOALS))),
         ("- '); DROP TABLE answers; --", ("); drop table answers;",)),
+        ("\n\nThe player may rest.", ()),
         ("", ()),
         ("\n\n\n", ()),
     ],
@@ -111,7 +115,7 @@ def test_reads_lists_of_many_kinds(raw, expected):
     assert parse_goals(raw) == tuple(normalise_goal(goal) for goal in expected)
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=3000, deadline=None)
 @given(ANY_TEXT | LIST_LIKE)
 def test_any_text_is_an_answer(raw):
     goals = parse_goals(raw)
