@@ -64,7 +64,7 @@ class Args:
     """directory of the run; an existing run of the same configuration goes on; default: a new one under runs/"""
     total_timesteps: int = 1_000_000
     """length of the training [env steps], rounded down to whole updates"""
-    checkpoint_every: int = 20
+    checkpoint_every: int = 100
     """time between checkpoints [updates]; the last update always has one"""
     evaluate_episodes: int = 64
     """episodes played at the end with the trained policy; 0: none"""
@@ -128,11 +128,11 @@ class Args:
     """also read which captions the episode has seen, which makes the once-per-episode reward learnable"""
 
     # PPO
-    num_envs: int = 256
+    num_envs: int = 32
     """worlds in step (N)"""
     num_steps: int = 64
     """steps of each world per update (T)"""
-    num_minibatches: int = 8
+    num_minibatches: int = 4
     """minibatches per epoch"""
     update_epochs: int = 4
     """passes over each rollout"""
