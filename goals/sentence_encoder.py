@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,32 @@ def normalise_goal(text: str) -> str:
 class SentenceEncoder:
     """Encode texts as the mean over a transformer's tokens, at unit length; see `load_sentence_encoder`.
 
-    `name` is the identity for the store, with a hash of the weights; `size` is E.
+    `name` is the identity for the store, with a hash of the weights; `size` is E. The network is loaded when a text is
+    encoded first, so a run that finds all its embeddings in a store never waits for it.
     """
 
-    def __init__(self, name: str, model, tokenizer):
+    def __init__(self, name: str, folder: Path, max_tokens: int | None):
         self.name = name
-        self.size: int = model.config.hidden_size
-        self._model, self._tokenizer = model, tokenizer
+        config = _read_json(folder / "config.json")
+        if "hidden_size" not in config or not list(folder.glob("*.safetensors")):
+            raise UserError(f"sentence encoder {name}: {folder} holds no whole model with safetensors: give another")
+        self.size: int = config["hidden_size"]
+        self._folder, self._max_tokens = folder, max_tokens
+
+    @cached_property
+    def _network(self) -> tuple:
+        """Load model and tokenizer."""
+        try:
+            import transformers
+
+            transformers.utils.logging.disable_progress_bar()
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+            model = transformers.AutoModel.from_pretrained(self._folder, local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"sentence encoder {self.name} in {self._folder} cannot be loaded ({reason})") from error
+        tokenizer.model_max_length = min(tokenizer.model_max_length, self._max_tokens or tokenizer.model_max_length)
+        return model.eval().float(), tokenizer
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors, float32 [len(texts), E]; the same text has the same bits in any call."""
@@ -53,7 +73,7 @@ class SentenceEncoder:
         vectors = np.zeros((len(texts), self.size), np.float32)
         # A lone surrogate is no character for a tokenizer.
         sentences = [text.encode("utf-8", "replace").decode() for text in texts]
-        tokens = self._tokenizer(sentences, truncation=True)["input_ids"] if sentences else []
+        tokens = self._network[1](sentences, truncation=True)["input_ids"] if sentences else []
         lengths = np.array([-(-len(row) // LENGTH_STEP) * LENGTH_STEP for row in tokens], np.int64)
         threads = torch.get_num_threads()
         # One thread: beside a busy JAX two would mostly wait for each other, and bits might depend on them.
@@ -72,7 +92,8 @@ class SentenceEncoder:
         """Encode at most ROWS token rows padded to `length`; return float32 [ROWS, E]."""
         import torch
 
-        ids = np.full((ROWS, length), self._tokenizer.pad_token_id, np.int64)
+        model, tokenizer = self._network
+        ids = np.full((ROWS, length), tokenizer.pad_token_id, np.int64)
         mask = np.zeros((ROWS, length), np.int64)
         mask[:, 0] = 1  # a row that stands for nothing still has a mean
         for row, numbers in enumerate(tokens):
@@ -80,7 +101,7 @@ class SentenceEncoder:
             mask[row, : len(numbers)] = 1
         with torch.inference_mode():
             attended = torch.from_numpy(mask)
-            hidden = self._model(input_ids=torch.from_numpy(ids), attention_mask=attended).last_hidden_state
+            hidden = model(input_ids=torch.from_numpy(ids), attention_mask=attended).last_hidden_state
             weights = attended[..., None].to(hidden.dtype)
             mean = (hidden * weights).sum(1) / weights.sum(1)
             return torch.nn.functional.normalize(mean, dim=1).numpy()
@@ -102,18 +123,8 @@ def load_sentence_encoder(name: str = "all-MiniLM-L6-v2") -> SentenceEncoder:
             raise UserError(f"sentence encoder {name} has {unlike}: choose one with the mean over tokens")
     folder = folder / modules[0]["path"] if modules else folder
     limit = _read_json(folder / "sentence_bert_config.json", default={}).get("max_seq_length")
-    try:
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"sentence encoder {name} in {folder} cannot be loaded ({reason})") from error
     identity = Path(name).resolve().name if Path(name).is_dir() else name
-    tokenizer.model_max_length = min(tokenizer.model_max_length, limit or tokenizer.model_max_length)
-    return SentenceEncoder(f"{identity}@{_hash(folder)}", model.eval().float(), tokenizer)
+    return SentenceEncoder(f"{identity}@{_hash(folder)}", folder, limit)
 
 
 def _find(name: str) -> Path:
