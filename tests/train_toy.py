@@ -1,0 +1,15 @@
+"""Train on the toy world in a process of its own, to be killed: python -m tests.train_toy FOLDER NAME."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.toy_world import ToyWorld
+from tests.training import TableModel, train
+
+SETTINGS = {"goal_form": "open", "goal_conditioned": True, "total_timesteps": 4 * 8 * 60, "checkpoint_every": 7}
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, ToyWorld(), Path(sys.argv[1]), sys.argv[2], TableModel(), **SETTINGS, compilation_cache=True)
