@@ -374,10 +374,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     envs = setup.envs.reset(envs_key)
     captions_so_far = jnp.zeros((args.num_envs, num_captions), bool)
     achieved = jnp.zeros((args.num_envs, tables.sensible.shape[0]), bool)
-    scenes, suggested = observe_goals(setup, tables, key, envs.states)
-    observation = jax.vmap(setup.world.observe)(envs.states)
-    inputs = make_inputs(setup, tables, observation, captions_so_far, scenes, suggested, achieved)
-    params = setup.network.init(params_key, inputs)
+    params = setup.network.init(params_key, read_states(setup, tables, key, envs.states, captions_so_far, achieved)[0])
     return RunnerState(
         params=params,
         opt_state=make_optimizer(args).init(params),
@@ -471,6 +468,13 @@ def make_inputs(setup: Setup, tables: GoalTables, observation, captions_so_far, 
     )
 
 
+def read_states(setup: Setup, tables: GoalTables, key: jax.Array, states, captions_so_far, achieved) -> tuple:
+    """Return what the policy reads in N states, and as `observe_goals` their scenes and suggestions."""
+    scenes, suggested = observe_goals(setup, tables, key, states)
+    observation = jax.vmap(setup.world.observe)(states)
+    return make_inputs(setup, tables, observation, captions_so_far, scenes, suggested, achieved), scenes, suggested
+
+
 def are_known(setup: Setup, tables: GoalTables, scenes: jax.Array) -> jax.Array:
     """Tell in which scenes [..., W] uint32 nothing is left to ask the host, [...] bool."""
     known = jnp.ones(scenes.shape[:-1], bool)
@@ -521,9 +525,7 @@ def empty_collector(setup: Setup, state: RunnerState) -> Collector:
 def collect_step(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> tuple:
     """Act once in every env; return state and collector, one step further."""
     key, goal_key, policy_key, world_key, last_key = jax.random.split(state.key, 5)
-    scenes, suggested = observe_goals(setup, tables, goal_key, state.envs.states)
-    observation = jax.vmap(setup.world.observe)(state.envs.states)
-    inputs = make_inputs(setup, tables, observation, state.captions_so_far, scenes, suggested, collector.achieved)
+    inputs, scenes, suggested = read_states(setup, tables, goal_key, state.envs.states, state.captions_so_far, collector.achieved)
     logits, values = setup.network.apply(state.params, inputs)
     actions = jax.random.categorical(policy_key, logits)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), actions[:, None], axis=1)[:, 0]
@@ -703,9 +705,7 @@ def update(
 
     # ADVANTAGE
     key, goal_key, refill_key = jax.random.split(state.key, 3)
-    scenes, suggested = observe_goals(setup, tables, goal_key, state.envs.states)
-    observation = jax.vmap(setup.world.observe)(state.envs.states)
-    inputs = make_inputs(setup, tables, observation, state.captions_so_far, scenes, suggested, collector.achieved)
+    inputs, _, _ = read_states(setup, tables, goal_key, state.envs.states, state.captions_so_far, collector.achieved)
     following_values = setup.network.apply(state.params, inputs)[1]
     suggested = last.suggested
     if setup.reads_goals and setup.per_scene:
@@ -772,20 +772,12 @@ class Play:
     over: jax.Array
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How many episodes to play; static, hence apart from the arrays."""
-
-    setup: Setup
-    num_episodes: int
-
-
 @partial(jax.jit, static_argnums=0)
-def start_play(evaluation: Evaluation, tables: GoalTables, key: jax.Array) -> Play:
-    """Begin the episodes."""
-    world, m = evaluation.setup.world, evaluation.num_episodes
+def start_play(setup: Setup, tables: GoalTables, keys: jax.Array) -> Play:
+    """Begin one episode for each key [M]."""
+    world, m = setup.world, keys.shape[0]
     return Play(
-        states=jax.lax.map(world.reset, jax.random.split(key, m)),
+        states=jax.lax.map(world.reset, keys),
         captions_so_far=jnp.zeros((m, len(world.captions)), bool),
         achieved=jnp.zeros((m, tables.sensible.shape[0]), bool),
         achievements=jnp.zeros((m, len(world.achievements)), bool),
@@ -796,9 +788,8 @@ def start_play(evaluation: Evaluation, tables: GoalTables, key: jax.Array) -> Pl
 
 
 @partial(jax.jit, static_argnums=0)
-def play_step(evaluation: Evaluation, tables: GoalTables, params, key: jax.Array, play: Play) -> tuple[Play, dict]:
+def play_step(setup: Setup, tables: GoalTables, params, key: jax.Array, play: Play) -> tuple[Play, dict]:
     """Act once in every world that is not over; return the play and what the first world's step shows in a film."""
-    setup = evaluation.setup
     goal_key, policy_key, world_key = jax.random.split(key, 3)
     scenes = jax.vmap(setup.world.scene)(play.states)
     suggested = jnp.zeros_like(play.achieved)
@@ -841,9 +832,8 @@ def evaluate(
 
     Only a policy that reads words asks for unknown scenes; in a film of any other, such scenes have no goals.
     """
-    evaluation = Evaluation(setup, num_episodes)
     reset_key, key = jax.random.split(key)
-    play = compiler(start_play, evaluation, service.tables, reset_key)
+    play = compiler(start_play, setup, service.tables, jax.random.split(reset_key, num_episodes))
     shown = []
     for step in range(setup.world.max_episode_steps):
         # HOST WAITS for the device every 20 steps, at every step if the policy reads words.
@@ -857,7 +847,7 @@ def evaluate(
                 more = service.num_goals - play.achieved.shape[1]
                 play = play.replace(achieved=jnp.pad(play.achieved, ((0, 0), (0, more))))
         step_key = jax.random.fold_in(key, step)
-        play, first = compiler(play_step, evaluation, service.tables, params, step_key, play)
+        play, first = compiler(play_step, setup, service.tables, params, step_key, play)
         shown.append(first)
     rates = np.asarray(play.achievements).mean(0)
     statistics = {

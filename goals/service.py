@@ -23,6 +23,7 @@ from lab.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = {"qwen2.5-coder-1.5b": ROOT / "goals/recorded/crafter_rules_qwen2.5-coder-1.5b-instruct-q4_k_m.sqlite"}
 QUESTIONS_PER_CALL = 64
+GOAL_CAPACITY = 1024  # goals there is room for at first, where a model words them freely
 STOP = ("\n\n",)
 
 
@@ -224,7 +225,7 @@ class GoalService:
     @property
     def num_goals(self) -> int:
         """Return G, the capacity of the goal axis: a multiple of 32 that grows by doubling."""
-        capacity = 1024 if self.per_scene else -(-len(self.world.captions) // 32) * 32
+        capacity = GOAL_CAPACITY if self.per_scene else -(-len(self.world.captions) // 32) * 32
         while capacity < len(self.goals):
             capacity *= 2
         return capacity

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ellm_ppo
+import goals.service
 from lab.errors import UserError
 from lab.run import read_config
 from tests.test_tables import make_tables
@@ -218,6 +219,28 @@ def test_goal_conditioned_policy_reads_only_goals_not_yet_reached(setups):
     assert suggested.any()
 
 
+class Chatty(TableModel):
+    """Adds goals of its own to every answer, and says nothing of use about one scene."""
+
+    def answer(self, scene):
+        if "stand at 2" in scene:
+            return "\n\nI do not know."
+        return super().answer(scene) + "".join(f"\n- dream {i} of {scene.split(', ')[-1]}" for i in range(15))
+
+
+def test_room_for_goals_grows_without_a_trace(monkeypatch, tmp_path):
+    settings = {"goal_form": "open", "goal_conditioned": True, "total_timesteps": 4 * 8 * 6}
+    roomy, _, roomy_lines = train(monkeypatch, ToyWorld(), tmp_path, "roomy", Chatty(), **settings)
+    monkeypatch.setattr(goals.service, "GOAL_CAPACITY", 32)
+    settings["store"] = str(tmp_path / "other.sqlite")
+    grown, state, grown_lines = train(monkeypatch, ToyWorld(), tmp_path, "grown", Chatty(), **settings)
+    assert grown["goals"] == roomy["goals"] > 32 and state.achieved.shape[1] >= grown["goals"]
+    assert grown["unparsed"] == roomy["unparsed"] > 0
+    for a, b in zip(roomy_lines, grown_lines, strict=True):
+        assert a["achievements_per_episode"] == b["achievements_per_episode"] and a["scenes"] == b["scenes"]
+        np.testing.assert_allclose(a["value_loss"], b["value_loss"], rtol=1e-4)
+
+
 class Killed(Exception):
     """Stands for a kill in the middle of a run."""
 
@@ -246,11 +269,12 @@ def test_every_source_and_seed_leads_elsewhere(monkeypatch, tmp_path):
     runs = [(source, 1) for source in ("oracle", "novelty", "uniform", "grounded", "none")] + [("none", 2)]
     final = []
     for source, seed in runs:
-        fields = {"goal_source": source, "seed": seed, "total_timesteps": 4 * 8 * 6}
+        fields = {"goal_source": source, "seed": seed, "total_timesteps": 4 * 8 * 6, "uniform_goals": 1}
         _, state, lines = train(monkeypatch, ToyWorld(), tmp_path, f"{source}{seed}", **fields)
         final.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)]))
         assert len(lines) == 6 and np.isfinite(final[-1]).all()
-    assert not any(np.array_equal(a, b) for i, a in enumerate(final) for b in final[:i])
+    same = [(runs[i], runs[j]) for i in range(len(runs)) for j in range(i) if np.array_equal(final[i], final[j])]
+    assert not same
 
 
 def test_nothing_compiles_after_the_first_update(monkeypatch, tmp_path):
