@@ -40,7 +40,7 @@ from goals.tables import (
 )
 from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
-from lab.compiler import Compiler
+from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from lab.film import film_frames, make_film
 from lab.metrics import metrics_line, summarise
@@ -825,15 +825,13 @@ def play_step(setup: Setup, tables: GoalTables, params, key: jax.Array, play: Pl
     return select(play.over, play, after), jax.tree.map(lambda x: x[0], shown)
 
 
-def evaluate(
-    setup: Setup, service: GoalService, params, num_episodes: int, key: jax.Array, compiler: Compiler
-) -> tuple[dict[str, Any], list[dict]]:
+def evaluate(setup: Setup, service: GoalService, params, num_episodes: int, key: jax.Array) -> tuple[dict[str, Any], list[dict]]:
     """Play episodes with the sampled policy; return their statistics and the steps of the first, for a film.
 
     Only a policy that reads words asks for unknown scenes; in a film of any other, such scenes have no goals.
     """
     reset_key, key = jax.random.split(key)
-    play = compiler(start_play, setup, service.tables, jax.random.split(reset_key, num_episodes))
+    play = start_play(setup, service.tables, jax.random.split(reset_key, num_episodes))
     shown = []
     for step in range(setup.world.max_episode_steps):
         # HOST WAITS for the device every 20 steps, at every step if the policy reads words.
@@ -847,7 +845,7 @@ def evaluate(
                 more = service.num_goals - play.achieved.shape[1]
                 play = play.replace(achieved=jnp.pad(play.achieved, ((0, 0), (0, more))))
         step_key = jax.random.fold_in(key, step)
-        play, first = compiler(play_step, setup, service.tables, params, step_key, play)
+        play, first = play_step(setup, service.tables, params, step_key, play)
         shown.append(first)
     rates = np.asarray(play.achievements).mean(0)
     statistics = {
@@ -897,7 +895,7 @@ def make_args_world(args: Args):
     )
 
 
-def load_run(run_dir: str | Path, compiler: Compiler) -> tuple[Setup, GoalService, Any]:
+def load_run(run_dir: str | Path) -> tuple[Setup, GoalService, Any]:
     """Open a run for evaluation: return its setup, its goal service and the parameters of its last checkpoint."""
     recorded = read_config(run_dir)["arguments"]
     args = Args(**{field.name: recorded[field.name] for field in dataclasses.fields(Args)})
@@ -914,7 +912,7 @@ def load_run(run_dir: str | Path, compiler: Compiler) -> tuple[Setup, GoalServic
 
 def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
-    start = time.perf_counter()
+    start, clock = time.perf_counter(), CompileClock()
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if args.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ellm/xla").expanduser()))
@@ -930,34 +928,31 @@ def main(args: Args) -> dict[str, Any]:
     with Run(run_dir, dataclasses.asdict(args), facts, identity, track=args.track, script=__file__) as run:
         print(f"{run.path}: {service.describe()}", flush=True)
         with Checkpoints(run.path / "checkpoints") as checkpoints, Progress(args.num_updates * args.batch_size) as progress:
-            compiler = Compiler()
             service.on_progress = progress.waiting
             service.prepare()
             before = {"wall_seconds": 0.0, "compile_seconds": 0.0}
             if checkpoints.latest_step() is not None:
                 host = checkpoints.host()
                 service.restore(host["service"])
-                before = host["clock"]
+                before = host["spent"]
                 target = jax.eval_shape(partial(init_state, setup), service.tables)
                 state, _ = checkpoints.restore(target)
             else:
-                state = compiler(init_state, setup, service.tables)
+                state = init_state(setup, service.tables)
             run.truncate_after(int(state.update) * args.batch_size)  # HOST WAITS.
             tables, collector = service.tables, empty_collector(setup, state)
-            compiler.compiled(collect, setup, tables, state, collector)
-            compiler.compiled(update, setup, tables, state, collector)
             ended = time.perf_counter()
 
             for number in range(int(state.update) + 1, num_updates + 1):
-                began, compiled_before = time.perf_counter(), compiler.seconds
-                state, collector, unknown = compiler(collect, setup, tables, state, collector)
+                began, compiled_before = time.perf_counter(), clock.seconds
+                state, collector, unknown = collect(setup, tables, state, collector)
                 while setup.asks and int(unknown.count):  # HOST WAITS for one number.
                     tables, state, collector = resolve(service, unknown, state, collector)
-                    state, collector, unknown = compiler(collect, setup, tables, state, collector)
-                state, collector, metrics = compiler(update, setup, tables, state, collector)
+                    state, collector, unknown = collect(setup, tables, state, collector)
+                state, collector, metrics = update(setup, tables, state, collector)
 
                 metrics = jax.device_get(metrics)  # HOST WAITS for the device.
-                seconds = time.perf_counter() - began - (compiler.seconds - compiled_before)
+                seconds = time.perf_counter() - began - (clock.seconds - compiled_before)
                 line = {"update": number, "env_steps": number * args.batch_size, "scenes": service.num_scenes}
                 line |= metrics_line(world.achievements, metrics)
                 line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": began - ended}
@@ -965,24 +960,24 @@ def main(args: Args) -> dict[str, Any]:
                 run.log(line)
                 progress.update(line["env_steps"], line["achievements_per_episode"], service.num_scenes, 0)
                 if number % args.checkpoint_every == 0 or number == num_updates:
-                    clock = {
+                    spent = {
                         "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,
-                        "compile_seconds": before["compile_seconds"] + compiler.seconds,
+                        "compile_seconds": before["compile_seconds"] + clock.seconds,
                     }
-                    checkpoints.save(number, state, {"service": service.state(), "clock": clock})
+                    checkpoints.save(number, state, {"service": service.state(), "spent": spent})
             lines = read_metrics(run.path)
             summary = summarise(lines, world.achievements)
             learning_curve(run.path, run.path / "curve.png")
             if args.evaluate_episodes:
                 progress.phase("evaluating")
                 key = jax.random.fold_in(jax.random.key(args.seed), 1)
-                summary["evaluation"], shown = evaluate(setup, service, state.params, args.evaluate_episodes, key, compiler)
+                summary["evaluation"], shown = evaluate(setup, service, state.params, args.evaluate_episodes, key)
                 if args.film:
                     make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
         summary |= {
             "env_steps": num_updates * args.batch_size,
             "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,
-            "compile_seconds": before["compile_seconds"] + compiler.seconds,
+            "compile_seconds": before["compile_seconds"] + clock.seconds,
             **dataclasses.asdict(service.usage),
             "scenes": service.num_scenes,
             "goals": len(service.goals),

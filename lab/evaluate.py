@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 
 from lab.cli import run_cli
-from lab.compiler import Compiler
 from lab.errors import UserError
 from lab.film import film_frames, make_film
 from lab.run import read_config, write_json
@@ -50,9 +49,8 @@ def main(args: Args) -> dict:
         raise UserError(f"--episodes {args.episodes}: at least one episode must be played")
     script = load_script(read_config(args.run_dir)["script"])
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    compiler = Compiler()
-    setup, service, params = script.load_run(args.run_dir, compiler)
-    statistics, shown = script.evaluate(setup, service, params, args.episodes, jax.random.key(args.seed), compiler)
+    setup, service, params = script.load_run(args.run_dir)
+    statistics, shown = script.evaluate(setup, service, params, args.episodes, jax.random.key(args.seed))
     run_dir = Path(args.run_dir)
     write_json(run_dir / "evaluation.json", {**dataclasses.asdict(args), **statistics})
     if args.film:

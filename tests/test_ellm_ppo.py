@@ -13,6 +13,7 @@ import pytest
 
 import ellm_ppo
 import goals.service
+from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from lab.run import read_config
 from tests.test_tables import make_tables
@@ -277,20 +278,12 @@ def test_every_source_and_seed_leads_elsewhere(monkeypatch, tmp_path):
     assert not same
 
 
-def test_nothing_compiles_after_the_first_update(monkeypatch, tmp_path):
-    programs = []
-    log = ellm_ppo.Run.log
-
-    class Watched(ellm_ppo.Compiler):
-        def __init__(self):
-            super().__init__()
-            programs.append(self)
-
-    counts = []
-    monkeypatch.setattr(ellm_ppo, "Compiler", Watched)
-    monkeypatch.setattr(ellm_ppo.Run, "log", lambda self, metrics: (counts.append(programs[-1].programs), log(self, metrics)))
-    train(monkeypatch, ToyWorld(), tmp_path, "run", TableModel(), goal_form="open", total_timesteps=4 * 8 * 5)
-    assert counts == [3] * 5  # init_state, collect, update
+def test_nothing_compiles_after_the_first_updates(monkeypatch, tmp_path):
+    clock, counts, log = CompileClock(), [], ellm_ppo.Run.log
+    monkeypatch.setattr(ellm_ppo.Run, "log", lambda self, metrics: (counts.append(clock.programs), log(self, metrics)))
+    settings = {"goal_form": "open", "goal_conditioned": True, "total_timesteps": 4 * 8 * 8}
+    train(monkeypatch, ToyWorld(), tmp_path, "run", TableModel(), **settings)
+    assert counts[0] > 0 and counts[2:] == counts[1:2] * 6
 
 
 def test_film_and_evaluation_show_what_happened(monkeypatch, tmp_path):
@@ -302,10 +295,9 @@ def test_film_and_evaluation_show_what_happened(monkeypatch, tmp_path):
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {
         "config.json", "metrics.jsonl", "summary.json", "checkpoints", "film.gif", "curve.png"
     }  # fmt: skip
-    compiler = ellm_ppo.Compiler()
-    setup, service, params = ellm_ppo.load_run(tmp_path / "run", compiler)
-    statistics, shown = ellm_ppo.evaluate(setup, service, params, 3, jax.random.key(5), compiler)
-    again, _ = ellm_ppo.evaluate(setup, service, params, 3, jax.random.key(5), compiler)
+    setup, service, params = ellm_ppo.load_run(tmp_path / "run")
+    statistics, shown = ellm_ppo.evaluate(setup, service, params, 3, jax.random.key(5))
+    again, _ = ellm_ppo.evaluate(setup, service, params, 3, jax.random.key(5))
     assert statistics == again
     frames = ellm_ppo.film_frames(world, service.goals, shown)
     assert 1 <= len(frames) <= world.max_episode_steps
