@@ -99,7 +99,7 @@ class Args:
     grounding: bool = False
     """drop suggested goals whose thing is neither seen, held nor makeable (open form)"""
     prompt: str | None = None
-    """prompt file of the open form, or folder/prefix of the two files of the rules form; default: the newest in prompts/"""
+    """prompt file of the open form, or folder/prefix of the files of the rules form; default: the newest in prompts/"""
     prompt_scope: Literal["full", "compact"] = "full"
     """how much of the scene the prompt tells; compact: no target, grass, path, lava: four times fewer distinct prompts"""
     resolve: Literal["exact", "replay"] = "exact"

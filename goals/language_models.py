@@ -1,8 +1,8 @@
 """Who answers: a GGUF file by llama.cpp or a causal language model by transformers, inside this process.
 
 An answer depends on its prompt alone, never on what else is asked: `_chunks` cuts a prompt where it may be
-computed in parts, and computed text is re-used only up to such a cut. The engines are imported when a model is
-loaded.
+computed in parts, and what was computed is used again only up to such a cut. The engines are imported when a
+model is loaded.
 """
 
 import copy
@@ -54,7 +54,7 @@ class LanguageModel(Protocol):
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]:
-        """Continue each prompt by at most `max_tokens` tokens, up to a stop string; temperature 0 is greedy."""
+        """Continue each prompt by at most `max_tokens` tokens, up to a stop string."""
 
     def yes_no(self, prompts: Sequence[str]) -> list[tuple[float, float]]:
         """Return for each prompt the log-probabilities that yes and that no comes next, in any spelling."""
@@ -108,9 +108,7 @@ class LlamaCpp:
         try:
             self._server = xllamacpp.Server(params)
         except Exception as error:
-            raise UserError(
-                f"language model {path} cannot be loaded ({_first_line(error)}): give a whole GGUF file"
-            ) from None
+            raise UserError(f"language model {path} cannot be loaded ({_first_line(error)}): give a whole GGUF file") from None
 
     def generate(
         self,
@@ -174,8 +172,8 @@ class Transformers:
     """A causal language model of the transformers library, in batches, on a GPU if torch sees one.
 
     The text before the last paragraph (the examples of a few-shot prompt) is computed once, then its keys and
-    values are re-used. float32 on a CPU, bfloat16 on a GPU. The rest of a batch changes an answer by rounding at
-    most.
+    values are re-used. float32 on a CPU, bfloat16 on a GPU. The rest of a batch changes an answer by no more than
+    rounding.
     """
 
     def __init__(self, spec: str | os.PathLike):

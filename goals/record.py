@@ -1,10 +1,10 @@
-"""Ask a language model all questions of the rules form and keep its answers in a store.
+"""Ask a language model all questions of the rules form and keep its answers, and the captions' embeddings, in a store.
 
     python -m goals.record --llm model.gguf --store rules.sqlite                        record, or go on
     python -m goals.record --llm model.gguf --store new.sqlite --compare rules.sqlite   check a recording
 
-Answers are stored as they come, so an interrupted recording loses at most one batch. A comparison asks anew, all
-questions or `--sample` of them, and fails if the log-odds differ by more than `--tolerance`.
+Answers are stored as they come, so an interrupted recording loses at most one batch. A comparison asks anew,
+all questions or `--sample` of them, and fails if the log-odds differ by more than `--tolerance`.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import tyro
 
 from goals import rules
 from goals.language_models import load_language_model
+from goals.sentence_encoder import load_sentence_encoder
 from goals.store import Store
 from lab.errors import UserError
 from worlds import make_world
@@ -34,7 +35,9 @@ class Args:
     env: str = "crafter"
     """the world to ask about"""
     prompt: str | None = None
-    """folder/prefix of the two prompt files; default: the world's in prompts/"""
+    """folder/prefix of the three prompt files; default: the world's in prompts/"""
+    sentence_encoder: str = "all-MiniLM-L6-v2"
+    """embeds the captions, so that a run on the recording need not"""
     sample: int = 0
     """ask only so many questions of each kind, evenly spread; 0: all"""
     compare: Path | None = None
@@ -44,8 +47,9 @@ class Args:
 
 
 def record(args: Args) -> float:
-    """Ask what the store has no answer to; return the largest difference of log-odds from the compared store."""
-    asked = rules.questions(make_world(args.env), args.prompt)
+    """Ask what the store has no answer to; return the largest difference of log-odds from `compare`."""
+    world = make_world(args.env)
+    asked = rules.questions(world, args.prompt)
     recorded = Store(args.compare, read_only=True) if args.compare else None
     model = load_language_model(args.llm)
     difference = 0.0
@@ -55,6 +59,8 @@ def record(args: Args) -> float:
             answers = _ask(model, store, kind, questions, texts)
             if recorded:
                 difference = max(difference, _compare(recorded, model.name, kind, questions, answers))
+        encoder = load_sentence_encoder(args.sentence_encoder)
+        store.put_embeddings(encoder.name, dict(zip(world.captions, encoder.encode(world.captions), strict=True)))
     usage = model.usage
     rate = usage.queries / max(usage.seconds, 1e-9)
     print(f"{model.name}: {usage.queries} questions asked, {rate:.1f} a second")
@@ -86,8 +92,8 @@ def _compare(recorded, model, kind, questions, answers):
     old = recorded.get_answers(*key, answers)
     if len(old) < len(answers):
         raise UserError(
-            f"{recorded.path} has no answer of {model} to {len(answers) - len(old)} of these questions ({kind}); "
-            f"it holds answers of {', '.join(recorded.models())}"
+            f"{recorded.path} has no answer of {model} to {len(answers) - len(old)} of these questions "
+            f"({kind}); it holds answers of {', '.join(recorded.models())}"
         )
     pairs = [(json.loads(answers[text]), json.loads(old[text])) for text in answers]
     return max(abs((new["yes"] - new["no"]) - (was["yes"] - was["no"])) for new, was in pairs)

@@ -1,9 +1,9 @@
 """The rules form of asking: once and for all, which goals make sense and what each needs.
 
 A language model scores two kinds of questions by its log-odds of yes: does a goal make sense, and does a goal
-need a fact. It says yes to some words more easily than to others, so scores count after centring. Every caption
-of the world is a candidate: what is sensible and what it needs is the model's word alone. Letters: C captions,
-F facts.
+need a fact. It says yes to some words more easily than to others, so scores count after centring. Every
+caption of the world is a candidate: what is sensible and what it needs is the model's word alone. Letters: C
+captions, F facts.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import json
 import os
 import string
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,14 @@ import numpy as np
 from lab.errors import UserError
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
-KINDS = {"sensible": ("goal",), "needs": ("fact", "goal")}  # the placeholders of each prompt
+# The placeholders of each prompt. "sensible" and "possible" word one question in two ways; their mean counts.
+KINDS = {"sensible": ("goal",), "possible": ("goal",), "needs": ("fact", "goal")}
 PARAMETERS = {"form": "yes-no"}
-# Both count in standard deviations of the centred scores of one kind; chosen on the game's true rules, not on play.
-SENSIBLE_THRESHOLD = 1.0
-NEED_THRESHOLD = 1.5
+# In standard deviations of the centred scores; chosen on the true rules of Crafter, never on play. A senseless goal
+# costs a little reward, a sensible one that is missing its achievement: hence low. A missing need suggests a goal too
+# early, a wrong one silences it: hence high.
+SENSIBLE_THRESHOLD = 0.6
+NEED_THRESHOLD = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,47 +60,28 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Log-odds of yes, NaN where there is no answer: sensible float64 [C], needs float64 [C, len(facts)]."""
+    """Calibrated scores, in standard deviations: sensible float64 [goals], needs float64 [goals, facts].
+
+    NaN where an answer is missing.
+    """
 
     goals: tuple[str, ...]
     facts: tuple[str, ...]
     sensible: np.ndarray
     needs: np.ndarray
 
-    @cached_property
-    def centred_sensible(self) -> np.ndarray:
-        """Return what verb and noun together add to what each says alone, in standard deviations, [C]."""
-        words = [goal.split(" ", 1) for goal in self.goals]
-        verbs = list(dict.fromkeys(w[0] for w in words if len(w) == 2))
-        nouns = list(dict.fromkeys(w[1] for w in words if len(w) == 2))
-        table = np.full((len(verbs), len(nouns)), np.nan)
-        places = [(verbs.index(w[0]), nouns.index(w[1])) if len(w) == 2 else None for w in words]
-        for place, score in zip(places, self.sensible, strict=True):
-            if place:
-                table[place] = score
-        centred = centre(table)
-        # A goal that is no pair has neither a row nor a column: it is compared with all pairs.
-        alone = self.sensible - _mean(table)
-        values = np.array([centred[p] if p else alone[i] for i, p in enumerate(places)])
-        return values / _spread(centred)
-
-    @cached_property
-    def centred_needs(self) -> np.ndarray:
-        """Return what goal and fact together add to what each says alone, in standard deviations, [C, len(facts)]."""
-        centred = centre(self.needs)
-        return centred / _spread(centred)
-
 
 def questions(world, prompt: str | os.PathLike | None = None) -> dict[str, Questions]:
-    """Return all questions about a world by kind, "sensible" and "needs".
+    """Return all questions about a world by kind: "sensible", "possible" and "needs".
 
-    The prompt files are `prompt`_<kind>_v1.txt, by default those of the world in prompts/. Raises UserError if one
-    is missing or its placeholders are not $goal, and $fact for the needs.
+    The prompt files are `prompt`_<kind>_v1.txt, by default those of the world in prompts/. Raises UserError if
+    one is missing or its placeholders are not $goal, and $fact for the needs.
     """
     prefix = Path(prompt or PROMPTS / f"{world.name}_rules")
     goals = world.captions[1:]
     facts = asked_facts(world)
-    texts = {"sensible": goals, "needs": tuple(f"{goal}: {fact}" for goal in goals for fact in facts)}
+    needs = tuple(f"{goal}: {fact}" for goal in goals for fact in facts)
+    texts = {"sensible": goals, "possible": goals, "needs": needs}
     return {
         kind: Questions(*_load(prefix.with_name(f"{prefix.name}_{kind}_v1.txt"), placeholders), texts[kind])
         for kind, placeholders in KINDS.items()
@@ -119,10 +102,15 @@ def asked_facts(world) -> tuple[str, ...]:
 
 
 def score(world, answers: Mapping[str, Mapping[str, str]]) -> Scores:
-    """Read raw answers, by kind and question, as log-odds; an answer that cannot be read counts as none."""
+    """Read raw answers, by kind and question, and calibrate them; one that cannot be read counts as missing.
+
+    A goal is compared with what its verb and noun get elsewhere, a need with what its goal and fact get.
+    """
     goals, facts = world.captions[1:], asked_facts(world)
+    wordings = [_calibrate_pairs(goals, _log_odds(answers[kind], goals)) for kind in ("sensible", "possible")]
     needs = _log_odds(answers["needs"], (f"{goal}: {fact}" for goal in goals for fact in facts))
-    return Scores(goals, facts, _log_odds(answers["sensible"], goals), needs.reshape(len(goals), len(facts)))
+    needs = centre(needs.reshape(len(goals), len(facts)))
+    return Scores(goals, facts, np.mean(wordings, axis=0), needs / _spread(needs))
 
 
 def compile_rules(
@@ -134,15 +122,15 @@ def compile_rules(
 ) -> Rules:
     """Turn raw answers, by kind and question, into rules.
 
-    A goal without an answer is not sensible, a fact without one not needed. Where the world says that a goal's thing
-    must be in view, that stands for all the goal needs to see.
+    A goal without an answer is not sensible, a fact without one not needed. Where the world says that a goal's
+    thing must be in view, that stands for all the goal needs to see.
     """
     scores = score(world, {kind: answers[kind] for kind in asked})
     sensible = np.zeros(len(world.captions), bool)
     needs = np.zeros((len(world.captions), len(world.facts)), bool)
-    sensible[1:] = scores.centred_sensible > sensible_threshold
+    sensible[1:] = scores.sensible > sensible_threshold
     columns = [world.facts.index(fact) for fact in scores.facts]
-    needs[1:, columns] = scores.centred_needs > need_threshold
+    needs[1:, columns] = scores.needs > need_threshold
     seen = np.array([fact.startswith("see ") for fact in world.facts])
     grounded = world.in_view_masks().any(-1)
     needs &= ~(grounded[:, None] & seen[None])
@@ -150,9 +138,31 @@ def compile_rules(
 
 
 def centre(table: np.ndarray) -> np.ndarray:
-    """Take the means of rows and columns from a table [R, K], so that both become 0; NaN stays NaN and counts nowhere."""
+    """Take from a table [R, K] the means of rows, then of columns; NaN stays NaN and counts nowhere."""
     table = table - _mean(table, 1)[:, None]
     return table - _mean(table, 0)[None]
+
+
+def _calibrate_pairs(goals, scores):
+    """Centre the scores of verb-noun pairs over both, in units of the spread of both, [goals]."""
+    places = [tuple(goal.split(" ", 1)) for goal in goals]
+    verbs = list(dict.fromkeys(place[0] for place in places if len(place) == 2))
+    nouns = list(dict.fromkeys(place[1] for place in places if len(place) == 2))
+    table = np.full((len(verbs), len(nouns)), np.nan)
+    for place, value in zip(places, scores, strict=True):
+        if len(place) == 2:
+            table[verbs.index(place[0]), nouns.index(place[1])] = value
+    centred = centre(table)
+    spreads = [[_spread(row) for row in centred], [_spread(column) for column in centred.T]]
+    calibrated = centred / np.sqrt(np.outer(*spreads))
+    # A goal of one word has neither verb nor noun in common with others: it is compared with all pairs.
+    alone = (scores - _mean(table)) / _spread(centred)
+    return np.array(
+        [
+            calibrated[verbs.index(place[0]), nouns.index(place[1])] if len(place) == 2 else alone[i]
+            for i, place in enumerate(places)
+        ]
+    )
 
 
 def _mean(values, axis=None):

@@ -11,9 +11,7 @@ from goals.language_models import LlamaCpp, Transformers, load_language_model
 from lab.errors import UserError
 
 SHOTS = "Answer yes or no.\n\nIs fire hot? yes\nIs ice hot? no\nIs snow cold? yes\n\n"
-QUESTIONS = [
-    f"{SHOTS}Thing: {thing}. Is it {what}?" for thing in ("snow", "fire") for what in ("cold", "cold now", "hot")
-]
+QUESTIONS = [f"{SHOTS}Thing: {thing}. Is it {what}?" for thing in ("snow", "fire") for what in ("cold", "cold now", "hot")]
 LIST = "Fruit:\n\n- apple\n- pear\n- plum\n\nAnimals:\n\n- dog\n- cat\n-"
 
 
@@ -32,7 +30,16 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<s>", "</s>", *letters, "Ġy", "Ġye", "Ġyes", "Ġn", "Ġno", "ye", "yes", "no"]
-    merges = [("Ġ", "y"), ("Ġy", "e"), ("Ġye", "s"), ("Ġ", "n"), ("Ġn", "o"), ("y", "e"), ("ye", "s"), ("n", "o")]
+    merges = [
+        ("Ġ", "y"),
+        ("Ġy", "e"),
+        ("Ġye", "s"),
+        ("Ġ", "n"),
+        ("Ġn", "o"),
+        ("y", "e"),
+        ("ye", "s"),
+        ("n", "o"),
+    ]
     tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -67,10 +74,10 @@ def test_prompts_are_cut_after_paragraphs_and_in_the_last_one_after_sentences():
 
 def test_gemma_generates_the_same_text_in_any_company_and_stops(gemma):
     other = LIST.replace("dog", "horse")
-    alone = gemma.generate([LIST], max_tokens=12, stop=["\n\n"])
-    assert gemma.generate([other, LIST], max_tokens=12, stop=["\n\n"])[1:] == alone
+    alone = gemma.generate([LIST], max_tokens=8, stop=["\n\n"])
+    assert gemma.generate([other, LIST], max_tokens=8, stop=["\n\n"])[1:] == alone
     assert alone[0].strip() and "\n\n" not in alone[0]
-    line = gemma.generate([LIST], max_tokens=12, stop=["\n"])[0]
+    line = gemma.generate([LIST], max_tokens=8, stop=["\n"])[0]
     assert alone[0].startswith(line) and "\n" not in line
     assert len(gemma.generate([LIST], max_tokens=2)[0]) < len(alone[0])
 
@@ -80,7 +87,7 @@ def test_gemma_draws_by_the_seed(gemma):
         return gemma.generate([LIST], max_tokens=8, temperature=2.0, seed=seed)
 
     assert draw(1) == draw(1)
-    assert len({draw(seed)[0] for seed in range(4)}) > 1
+    assert len({draw(seed)[0] for seed in range(3)}) > 1
 
 
 def test_gemma_yes_no_is_a_part_of_one_and_the_same_bits_in_any_company(gemma):
