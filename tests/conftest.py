@@ -11,3 +11,12 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/ellm/xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_of_other_modules_are_dropped():
+    """Compiled programs hold thousands of memory maps, of which a process may have only so many."""
+    yield
+    jax.clear_caches()
