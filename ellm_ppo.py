@@ -952,11 +952,11 @@ def main(args: Args) -> dict[str, Any]:
                 state, collector, metrics = update(setup, tables, state, collector)
 
                 metrics = jax.device_get(metrics)  # HOST WAITS for the device.
-                seconds = time.perf_counter() - began - (clock.seconds - compiled_before)
+                host_seconds, ended = began - ended, time.perf_counter()
+                seconds = ended - began - (clock.seconds - compiled_before)
                 line = {"update": number, "env_steps": number * args.batch_size, "scenes": service.num_scenes}
                 line |= metrics_line(world.achievements, metrics)
-                line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": began - ended}
-                ended = began + seconds
+                line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": host_seconds}
                 run.log(line)
                 progress.update(line["env_steps"], line["achievements_per_episode"], service.num_scenes, 0)
                 if number % args.checkpoint_every == 0 or number == num_updates:
@@ -968,23 +968,25 @@ def main(args: Args) -> dict[str, Any]:
             lines = read_metrics(run.path)
             summary = summarise(lines, world.achievements)
             learning_curve(run.path, run.path / "curve.png")
+            shown = []
             if args.evaluate_episodes:
                 progress.phase("evaluating")
                 key = jax.random.fold_in(jax.random.key(args.seed), 1)
                 summary["evaluation"], shown = evaluate(setup, service, state.params, args.evaluate_episodes, key)
-                if args.film:
-                    make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
-        summary |= {
-            "env_steps": num_updates * args.batch_size,
-            "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,
-            "compile_seconds": before["compile_seconds"] + clock.seconds,
-            **dataclasses.asdict(service.usage),
-            "scenes": service.num_scenes,
-            "goals": len(service.goals),
-            "language_model": service.language_model,
-            "git_commit": read_config(run.path)["git_commit"],
-        }
-        run.write_summary(summary)
+            summary |= {
+                "env_steps": num_updates * args.batch_size,
+                "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,
+                "compile_seconds": before["compile_seconds"] + clock.seconds,
+                **dataclasses.asdict(service.usage),
+                "scenes": service.num_scenes,
+                "goals": len(service.goals),
+                "language_model": service.language_model,
+                "git_commit": read_config(run.path)["git_commit"],
+            }
+            run.write_summary(summary)
+            if args.film and shown:
+                progress.phase("filming")
+                make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
         service.close()
     print(f"{run.path}: {summary['achievements_per_episode']} achievements per episode", flush=True)
     return summary

@@ -759,7 +759,9 @@ def _symbolic(state):
 
 @lru_cache
 def _renderer(block_pixels):
-    return make_craftax_pixel_renderer(block_pixels)
+    # Where craftax has no cache of its textures yet it makes them now, which must not become part of a traced program.
+    with jax.ensure_compile_time_eval():
+        return make_craftax_pixel_renderer(block_pixels)
 
 
 def _pixels(state, block_pixels):
