@@ -22,10 +22,10 @@ from lab.run import read_config, read_json, read_metrics, write_json  # noqa: E4
 RUNS = {
     "oracle, effect captions": ["--goal-source", "oracle", "--captions", "effect", "--total-timesteps", "5000000"],
     "ELLM, recorded rules of a 1.5B model": ["--goal-source", "llm", "--total-timesteps", "1500000"],
-    "oracle": ["--goal-source", "oracle", "--total-timesteps", "1000000"],
-    "grounded, no language model": ["--goal-source", "grounded", "--total-timesteps", "1000000"],
-    "novelty": ["--goal-source", "novelty", "--total-timesteps", "1000000"],
-    "the game's own reward": ["--goal-source", "none", "--total-timesteps", "1000000"],
+    "oracle": ["--goal-source", "oracle", "--total-timesteps", "1500000"],
+    "grounded, no language model": ["--goal-source", "grounded", "--total-timesteps", "1500000"],
+    "novelty": ["--goal-source", "novelty", "--total-timesteps", "1500000"],
+    "the game's own reward": ["--goal-source", "none", "--total-timesteps", "1500000"],
 }
 POINTS = (100_000, 250_000, 500_000, 1_000_000, 1_500_000, 2_500_000, 5_000_000)
 WINDOW = 50_000
