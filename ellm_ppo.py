@@ -3,7 +3,7 @@
 Each scene is put into words, a language model suggests goals for it, and a step whose caption matches a suggested goal, by the
 cosine of their sentence embeddings, earns that similarity, once per goal and episode. No reward of the game is used.
 
-    python ellm_ppo.py --env crafter                        the recorded rules of a 1.5B model; 1.5M steps, four minutes on two CPU cores
+    python ellm_ppo.py --env crafter                        recorded rules of a 1.5B model: 1.5M steps, minutes on two CPU cores
     python ellm_ppo.py --llm gemma3-270m --goal-form open   the paper's form: a real model is asked for a list of goals per scene
     python ellm_ppo.py --goal-source oracle                 the upper bound: goals from the true prerequisites
 
