@@ -988,7 +988,11 @@ def main(args: Args) -> dict[str, Any]:
                 progress.phase("filming")
                 make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
         service.close()
-    print(f"{run.path}: {summary['achievements_per_episode']} achievements per episode", flush=True)
+    achievements = summary["achievements_per_episode"]
+    print(
+        f"{run.path}: " + ("no episode ended" if achievements is None else f"{achievements:.2f} achievements per episode"),
+        flush=True,
+    )
     return summary
 
 
