@@ -31,8 +31,8 @@ def load_prompt(path: str | os.PathLike) -> tuple[string.Template, str]:
         template = string.Template(content.decode("utf-8").replace("\r\n", "\n").rstrip())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        folder = path.parent if any(path.parent.glob("*.txt")) else PROMPTS
-        there = ", ".join(sorted(p.name for p in folder.glob("*.txt")))
+        folder = path.parent if any(path.parent.glob("*_v*.txt")) else PROMPTS
+        there = ", ".join(sorted(p.name for p in folder.glob("*_v*.txt")))
         raise UserError(f"prompt {path} cannot be read ({reason}); in {folder} there are {there}") from error
     if not template.is_valid() or template.get_identifiers() != ["scene"]:
         raise UserError(f"prompt {path} must have $scene and no other placeholder; write a dollar sign as $$")
