@@ -43,9 +43,9 @@ class Args:
 
     num_envs: int = 256
     """environments in step"""
-    num_steps: int = 64
+    num_steps: int = 16
     """steps of each environment per rollout"""
-    rounds: int = 5
+    rounds: int = 3
     """rounds of measurement; every contestant runs once in each"""
     out: str = "results/speed.json"
     """where the figures go"""
