@@ -233,7 +233,7 @@ def _environment(script: Path) -> dict[str, Any]:
     """Collect what a result depends on besides the arguments."""
     script = script.resolve()
     folder, root = script.parent, Path(__file__).resolve().parent.parent
-    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    status = _git(folder, "status", "--porcelain")
     devices = jax.devices()
     return {
         "script": script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name,
