@@ -4,8 +4,10 @@ import hashlib
 import os
 import re
 import string
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from goals.language_models import LanguageModel
 from goals.sentence_encoder import normalise_goal
 from lab.errors import UserError
 
@@ -17,13 +19,42 @@ MAX_ANSWER_LENGTH = MAX_GOALS * MAX_LINE_LENGTH
 
 BULLET = re.compile(r"\s*(?:[-*•‣◦–—+]|\d+\s*[.):])")
 LINE_END = re.compile(r"\r\n|\r|\n")
+STOP = ("\n\n",)
 
 
-def load_prompt(path: str | os.PathLike) -> tuple[string.Template, str]:
+class OpenEnded:
+    """The form as the service sees it: a scene's sentence is the question, a list the answer.
+
+    prompts: the prompt's hash by name; prompt_hash and parameters are part of the stores' key. Raises UserError as `load_prompt`.
+    """
+
+    def __init__(self, world, prompt: str | os.PathLike | None = None, max_tokens=64, temperature=0.0, seed=0):
+        self._template, self.prompt_hash = load_prompt(prompt or PROMPTS / f"{world.name}_open_v2.txt")
+        self.prompts = {"open": self.prompt_hash}
+        self.parameters = {"max_tokens": max_tokens, "stop": list(STOP), "temperature": temperature}
+        if temperature > 0:
+            self.parameters["seed"] = seed
+        self._seed = seed
+
+    def prepare(self, answers: Callable) -> None:
+        """Ask beforehand what the form needs to read answers: nothing."""
+
+    def ask(self, model: LanguageModel, questions: Sequence[str]) -> list[str | None]:
+        """Return the raw answers, None where there is none."""
+        prompts = [render(self._template, question) for question in questions]
+        max_tokens, temperature = self.parameters["max_tokens"], self.parameters["temperature"]
+        return model.generate(prompts, max_tokens=max_tokens, stop=STOP, temperature=temperature, seed=self._seed)
+
+    def goals(self, raw: str) -> tuple[str, ...]:
+        """Read an answer as `parse_goals`."""
+        return parse_goals(raw)
+
+
+def load_prompt(path: str | os.PathLike, placeholders: Sequence[str] = ("scene",)) -> tuple[string.Template, str]:
     """Read a prompt file; return its template and the first 16 hex digits of the SHA-256 of its bytes.
 
     White space at the file's end is not part of the prompt. Raises UserError if there is no such file or its
-    placeholders are not exactly $scene.
+    placeholders are not exactly those given, in alphabetical order.
     """
     path = Path(path)
     try:
@@ -34,8 +65,9 @@ def load_prompt(path: str | os.PathLike) -> tuple[string.Template, str]:
         folder = path.parent if any(path.parent.glob("*_v*.txt")) else PROMPTS
         there = ", ".join(sorted(p.name for p in folder.glob("*_v*.txt")))
         raise UserError(f"prompt {path} cannot be read ({reason}); in {folder} there are {there}") from error
-    if not template.is_valid() or template.get_identifiers() != ["scene"]:
-        raise UserError(f"prompt {path} must have $scene and no other placeholder; write a dollar sign as $$")
+    if not template.is_valid() or sorted(set(template.get_identifiers())) != list(placeholders):
+        names = " and ".join(f"${name}" for name in placeholders)
+        raise UserError(f"prompt {path} must have {names} and no other placeholder; write a dollar sign as $$")
     return template, hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -4,7 +4,7 @@ import hashlib
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from goals.open_ended import MAX_GOAL_LENGTH, MAX_GOALS, PROMPTS, load_prompt, parse_goals, render
@@ -12,32 +12,14 @@ from goals.sentence_encoder import normalise_goal
 from lab.errors import UserError
 from worlds.crafter import FACTS, Crafter
 
+OPEN_PROMPTS = sorted(PROMPTS.glob("*_open_*.txt"))
 CRAFTER_PROMPTS = sorted(PROMPTS.glob("crafter_open_v*.txt"))
 SCENE = "You see cow, tree. You are facing cow. You have $wood."
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=200)
-LIST_LIKE = st.lists(
-    st.sampled_from(
-        [
-            "-",
-            "*",
-            "•",
-            " 1.",
-            "2)",
-            "\n",
-            "\r\n",
-            "\n\n",
-            " ",
-            "eat",
-            "cow",
-            ":",
-            "a",
-            "the",
-            "\x00",
-            "\u2028",
-        ]
-    )
-    | st.text(max_size=3)
-).map("".join)
+BULLETS = ["\n- ", "\n* the ", "\r\n• ", "\n 1. ", "2)", "-", "\n", "\n\n"]
+PIECES = [*BULLETS, " ", "eat", "cow", "goal:", "\0", "\u2028", "\ud800", "x" * (MAX_GOAL_LENGTH + 1)]
+# Drawn as bytes: thousands of lists would take a minute.
+LIST_LIKE = st.binary(max_size=25).map(lambda drawn: "".join(PIECES[byte % len(PIECES)] for byte in drawn))
 
 
 def examples(path):
@@ -55,20 +37,22 @@ def world():
     return Crafter()
 
 
-@pytest.mark.parametrize("path", CRAFTER_PROMPTS, ids=lambda path: path.stem)
-def test_the_parser_gives_back_what_the_examples_say(path, world):
-    assert len(examples(path)) == 6
-    for _, answer in examples(path):
-        said = tuple(line.removeprefix("- ") for line in answer.split("\n"))
+@pytest.mark.parametrize("path", OPEN_PROMPTS, ids=lambda path: path.stem)
+def test_the_parser_gives_back_what_the_examples_say(path):
+    answers = re.findall(r"(?m)(?:^- .+\n)+", path.read_text(encoding="utf-8"))
+    assert answers
+    for answer in answers:
+        said = tuple(line.removeprefix("- ") for line in answer.splitlines())
         assert parse_goals(answer) == said
         # As a model gives it: the first bullet is the prompt's, and after a blank line anything goes.
-        assert parse_goals(answer.removeprefix("-") + "\n\nYou see\n- lava") == said
-        assert set(said) <= set(world.captions)
+        assert parse_goals(answer.removeprefix("-") + "\nYou see\n- lava") == said
 
 
 @pytest.mark.parametrize("path", CRAFTER_PROMPTS, ids=lambda path: path.stem)
 def test_examples_speak_as_the_world_does(path, world):
-    for scene, _ in examples(path):
+    assert len(examples(path)) >= 6
+    for scene, answer in examples(path):
+        assert {line.removeprefix("- ") for line in answer.split("\n")} <= set(world.captions)
         seen, *rest = re.split(r"\. ?(?:You are (facing)|You (have)|You (feel))? ?", scene)
         kinds = [kind for kind in rest if kind in ("facing", "have", "feel")]
         lists = [text for text in rest if text and text not in kinds]
@@ -115,7 +99,7 @@ def test_reads_lists_of_many_kinds(raw, expected):
     assert parse_goals(raw) == tuple(normalise_goal(goal) for goal in expected)
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=10_000, deadline=None, database=None, phases=(Phase.generate, Phase.shrink))
 @given(ANY_TEXT | LIST_LIKE)
 def test_any_text_is_an_answer(raw):
     goals = parse_goals(raw)
