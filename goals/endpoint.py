@@ -1,0 +1,445 @@
+"""Who answers: a model behind any server that speaks OpenAI's HTTP interface, on this machine or another.
+
+What a server says is data: bounded while it is read, then checked; what is no answer is asked for again, and a question that
+fails for good has the answer None. The key comes from the environment alone and goes into one header, nowhere else.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import PureWindowsPath
+
+import anyio
+import httpx2
+import numpy as np
+import tenacity
+from anyio.from_thread import start_blocking_portal
+
+from goals.language_models import Usage
+from lab.errors import UserError
+
+KEY_VARIABLES = ("ELLM_API_KEY", "OPENAI_API_KEY")
+MIN_SECRET = 8  # characters; a shorter key ("EMPTY") is no secret, and may be a part of any answer
+MAX_ANSWER_BYTES = 1_000_000
+MAX_SAID = 160  # characters shown of a server's own words
+CONNECT_SECONDS = 10.0
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
+PATIENCE = 16  # questions failed in a row, after which the rest of a batch is not asked
+LISTED_TOKENS = (20, 5, 0)  # the most likely first tokens to list: as many as the server grants
+DECIMALS = 6  # of a log-probability
+PROBE = "Is fire hot? Answer yes or no:"
+# Part of every prompt that travels as a chat message: another text needs another word than "chat" in the name.
+CHAT_PREFIX = "Continue this text. Write only what comes next.\n\n"
+
+PASSING = (408, 409, 425, 429)  # and 5xx
+NOT_OFFERED = (404, 405, 501)
+NO_ACCESS = (401, 403)
+BAD_REQUEST = (400, 422)
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+# At a lower level these log lines and headers of a server's making, which may repeat the key.
+for library in ("httpx2", "httpcore2"):
+    logging.getLogger(library).setLevel(logging.WARNING)
+
+
+class Failure(Exception):
+    """A request without an answer. again: another try may bring one; wait: seconds that the server asks for before it."""
+
+    def __init__(self, reason: str, said: str = "", status: int = 0, again: bool = True, wait: float = 0.0):
+        super().__init__(f"{reason}: {said}" if said else reason)
+        self.reason, self.status, self.again, self.wait = reason, status, again, wait
+
+
+class NoConnection(Failure):
+    """Nobody took the request."""
+
+
+class Endpoint:
+    """A language model behind an OpenAI-compatible server, asked through /completions, else through /chat/completions.
+
+    url: as http://host:8000/v1. concurrency: requests under way at once. timeout: seconds for a whole request, 10 of them at
+    most to connect. retries: of a request that failed in passing (no connection, no answer in time, 408, 409, 425, 429, 5xx, an
+    answer that is none), after waits with full jitter under a doubling bound, on top of what Retry-After asks for.
+    max_requests, max_tokens: the budget, retries and the first probe included, 0 for none; tokens as the server counts them,
+    and what is under way when they are spent is still paid for.
+
+    `name` is "<model>@<revision>,endpoint", with ",chat" at its end where prompts travel as chat messages. The revision is what
+    the server tells beyond the name, if anything: its own name for the model, vLLM's root, or the size of llama.cpp's file [bytes].
+    No host is in it: the same model behind two hosts shares its answers. `requests` counts the requests that asked the model,
+    `unanswered` the questions with the answer None. Threads may call, one at a time. Raises UserError where no server answers
+    or it does not know the model.
+    """
+
+    can_score = False
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        retries: int = 5,
+        max_requests: int = 0,
+        max_tokens: int = 0,
+    ):
+        if concurrency < 1 or not timeout > 0 or min(retries, max_requests, max_tokens) < 0:
+            raise UserError("endpoint: concurrency must be at least 1, timeout above 0, retries and budgets not negative")
+        self._url, self._model, self._key = _address(url), model, _key()
+        self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
+        self._max_requests, self._max_tokens = max_requests, max_tokens
+        self.name = f"{_file_name(model)},endpoint"
+        self.usage = Usage()
+        self.requests = self.unanswered = 0
+        self._said: set[tuple[str, str]] = set()
+        self._client = httpx2.AsyncClient(
+            base_url=self._url,
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+            limits=httpx2.Limits(max_connections=concurrency),
+            follow_redirects=False,  # the key is for this host alone
+        )
+        self._resources = ExitStack()
+        try:
+            self._portal = self._resources.enter_context(start_blocking_portal())
+            self._resources.enter_context(self._portal.wrap_async_context_manager(self._client))
+            self._run(self._get_to_know)
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str | None]:
+        """See LanguageModel. Raises UserError only if the server is down or shut to us and none of the prompts was answered."""
+        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        return self._ask(prompts, options | ({"stop": list(stop)} if stop else {}), partial(_text, stop=stop))
+
+    def yes_no(self, prompts: Sequence[str]) -> list[tuple[float, float] | None]:
+        """See LanguageModel. Raises UserError as `generate` does, and where the server gives no log-probabilities."""
+        if not self._listed:
+            raise UserError(f"{self.name}: this server gives no log-probabilities: ask open-ended, or use vLLM or llama.cpp")
+        return self._ask(prompts, self._first_token(), _yes_no)
+
+    def score(self, prompts: Sequence[str], candidates: Sequence[str]) -> list[list[float] | None]:
+        """Raise UserError: few servers tell the likelihood of a given text."""
+        raise UserError(f"{self.name}: a server does not score candidates: ask by yes/no, or load the model in process")
+
+    def close(self) -> None:
+        """Close the connections; closing twice does no harm."""
+        self._resources.close()
+
+    # Getting to know the server
+
+    async def _get_to_know(self):
+        """Find out whether the server knows the model, how it is to be asked, and what it is called."""
+        try:
+            told = _file_name(await self._probe())
+        except Failure as failure:
+            raise self._explained(failure, await self._models()) from None
+        model, models = _file_name(self._model), await self._models()
+        if models and model not in models and told.partition("@")[0] != model:
+            raise self._explained(Failure("another model answers"), models)
+        self.name = f"{model}{_revision(model, told, models.get(model, {}))},endpoint{',chat' if self._chat else ''}"
+        if self._max_tokens and not self.usage.prompt_tokens:
+            raise UserError(f"{self.name}: this server does not count tokens: give a budget in requests")
+
+    async def _probe(self) -> str:
+        """Settle on the first way of asking that the server takes; return its own name for the model."""
+        for chat in (False, True):
+            for listed in LISTED_TOKENS:
+                self._chat, self._listed = chat, listed
+                try:
+                    told, lists = await self._ask_one(PROBE, self._first_token(), _introduction)
+                except Failure as failure:
+                    refusal = failure
+                    if failure.status in NOT_OFFERED:
+                        break
+                    if failure.status not in BAD_REQUEST:
+                        raise
+                else:
+                    self._listed = listed if lists else 0
+                    return told
+        raise refusal
+
+    async def _models(self) -> dict[str, dict]:
+        """Return what the server lists, by name and alias; nothing where it lists nothing."""
+        try:
+            listed = await self._exchange("GET", "models")
+            names = [(name, entry) for entry in listed["data"] for name in (entry["id"], *(entry.get("aliases") or ()))]
+            return {_file_name(name): entry for name, entry in names}
+        except (Failure, *MALFORMED):
+            return {}
+
+    def _explained(self, failure, models=()):
+        """Return what a failure means to the user."""
+        if isinstance(failure, NoConnection):
+            mend = f"start one, e.g. vllm serve {self._model}, or check --llm-url"
+            return UserError(f"no server answers at {self._url} ({failure}): {mend}")
+        if failure.status in NO_ACCESS:
+            return UserError(f"the server at {self._url} lets nobody in without its key ({failure}): set {KEY_VARIABLES[0]}")
+        mend = "check --llm and --llm-url"
+        if models and _file_name(self._model) not in models:
+            mend = f"give --llm one of {_readable(', '.join(sorted(models)))}"
+        return UserError(f"the server at {self._url} does not answer as {self._model} ({failure}): {mend}")
+
+    # Asking
+
+    def _ask(self, prompts, options, read):
+        start = time.perf_counter()
+        try:
+            return self._run(self._ask_all, prompts, options, read)
+        finally:
+            self.usage.seconds += time.perf_counter() - start
+
+    def _run(self, function: Callable[..., Awaitable], *args):
+        """Wait for a coroutine on the endpoint's own event loop; Ctrl-C ends it."""
+        result = self._portal.start_task_soon(function, *args)
+        try:
+            return result.result()
+        except BaseException:
+            result.cancel()
+            raise
+
+    async def _ask_all(self, prompts, options, read):
+        answers = [None] * len(prompts)
+        failures: list[Failure] = []  # since the last answer
+        waiting = iter(enumerate(prompts))
+
+        async def work():
+            for row, prompt in waiting:
+                hopeless = f"{PATIENCE} questions in a row failed" if len(failures) >= PATIENCE else self._spent()
+                if hopeless:
+                    self._leave(Failure(hopeless))
+                    continue
+                self.usage.queries += 1
+                try:
+                    answers[row] = await self._ask_one(prompt, options, read)
+                    failures.clear()
+                except Failure as failure:
+                    failures.append(failure)
+                    self._leave(failure)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(min(self._concurrency, len(prompts))):
+                group.start_soon(work)
+        if failures and all(answer is None for answer in answers):
+            last = failures[-1]
+            if isinstance(last, NoConnection) or last.status in (*NO_ACCESS, 404):
+                raise self._explained(last)
+        return answers
+
+    async def _ask_one(self, prompt, options, read):
+        """Ask until there is an answer, as long as another try may bring one; return what `read` makes of it."""
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, Failure) and error.again),
+            stop=tenacity.stop_after_attempt(self._retries + 1),
+            wait=_wait,
+            sleep=anyio.sleep,
+            before_sleep=lambda state: self._say(state.outcome.exception(), "asking again"),
+            reraise=True,
+        )
+        return await retrying(self._try, prompt, options, read)
+
+    async def _try(self, prompt, options, read):
+        """Ask once, within the budget."""
+        spent = self._spent()
+        if spent:
+            raise Failure(spent, again=False)
+        self.requests += 1
+        path, text = "completions", {"prompt": prompt}
+        if self._chat:
+            path, text = "chat/completions", {"messages": [{"role": "user", "content": CHAT_PREFIX + prompt}]}
+        answer = await self._exchange("POST", path, {"model": self._model} | text | options)
+        try:
+            self.usage.prompt_tokens += _count(answer, "prompt_tokens")
+            self.usage.generated_tokens += _count(answer, "completion_tokens")
+            return read(answer)
+        except MALFORMED:
+            raise Failure("an answer that is no completion") from None
+
+    async def _exchange(self, method, path, body=None):
+        """Send one request; return the JSON value of its answer, or raise Failure."""
+        data = bytearray()
+        # ASCII, since a prompt may hold what UTF-8 cannot.
+        content, headers = (json.dumps(body).encode(), {"Content-Type": "application/json"}) if body else (None, None)
+        try:
+            with anyio.fail_after(self._timeout):
+                async with self._client.stream(method, path, content=content, headers=headers) as response:
+                    async for block in response.aiter_raw():
+                        data += block
+                        if len(data) > MAX_ANSWER_BYTES:
+                            raise Failure(f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise NoConnection("no connection", _readable(str(error))) from None
+        except (TimeoutError, httpx2.TimeoutException):
+            raise Failure(f"no whole answer within {self._timeout:g} s") from None
+        except httpx2.HTTPError as error:
+            raise Failure("a broken connection", type(error).__name__) from None
+        if not response.is_success:
+            raise self._refusal(response, data)
+        return self._parse(data)
+
+    def _refusal(self, response, data):
+        """Return the Failure that an answer with an error status is."""
+        try:
+            said = self._parse(data)
+            while isinstance(said, dict):
+                said = said.get("error") or said.get("message") or said.get("detail")
+        except Failure:
+            said = None
+        status = response.status_code
+        again = status in PASSING or (response.is_server_error and status not in NOT_OFFERED)
+        wait = _retry_after(response.headers.get("Retry-After"))
+        return Failure(f"HTTP {status}", _readable(str(said or "")), status, again, wait)
+
+    def _parse(self, data):
+        """Return the JSON value of an answer; raise Failure if there is none or if it repeats the key."""
+        try:
+            answer = json.loads(bytes(data))
+            repeats = len(self._key) >= MIN_SECRET and json.dumps(self._key)[1:-1] in json.dumps(answer)
+        except MALFORMED:
+            raise Failure("an answer that is not JSON") from None
+        if repeats:
+            raise Failure("an answer that repeats the key")
+        return answer
+
+    def _first_token(self):
+        options = {"max_tokens": 1, "temperature": 0.0}
+        if not self._listed:
+            return options
+        return options | ({"logprobs": True, "top_logprobs": self._listed} if self._chat else {"logprobs": self._listed})
+
+    def _spent(self) -> str:
+        """Return which budget is spent, "" if none."""
+        if 0 < self._max_requests <= self.requests:
+            return f"the budget of {self._max_requests} requests is spent"
+        if 0 < self._max_tokens <= self.usage.prompt_tokens + self.usage.generated_tokens:
+            return f"the budget of {self._max_tokens} tokens is spent"
+        return ""
+
+    def _leave(self, failure):
+        """Count a question that stays unanswered."""
+        self.unanswered += 1
+        self._say(failure, "no answer")
+
+    def _say(self, failure, outcome):
+        """Tell the user what went wrong and what comes of it, once for each reason."""
+        if (failure.reason, outcome) not in self._said:
+            self._said.add((failure.reason, outcome))
+            print(f"{self.name}: {failure}: {outcome}", file=sys.stderr, flush=True)
+
+
+def _address(url: str) -> str:
+    """Return the base address of the interface, /v1 where only a host is given."""
+    try:
+        address = httpx2.URL(url if "://" in url else f"http://{url}")
+    except httpx2.InvalidURL:
+        raise UserError("--llm-url is no address: give one like http://host:8000/v1") from None
+    # Not shown: what is refused here may be a secret.
+    if address.userinfo or address.query or address.fragment:
+        raise UserError(f"--llm-url takes no user, password or query: set the key by the environment variable {KEY_VARIABLES[0]}")
+    if address.scheme not in ("http", "https") or not address.host:
+        raise UserError("--llm-url is no http or https address: give one like http://host:8000/v1")
+    return str(address.copy_with(path=address.path.rstrip("/") or "/v1"))
+
+
+def _key() -> str:
+    """Return the key that the environment holds, "" if none."""
+    for variable in KEY_VARIABLES:
+        key = os.environ.get(variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"the environment variable {variable} holds characters that no key has: set it anew")
+        if key:
+            return key
+    return ""
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Return the seconds before the next try: what the server asks for, and on top a draw under a doubling bound."""
+    return state.outcome.exception().wait + tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state)
+
+
+def _retry_after(value: str | None) -> float:
+    """Return the seconds that a Retry-After header asks for, as a number or an HTTP date; at most LONGEST_WAIT, 0 for none."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except MALFORMED:
+            return 0.0
+    return min(LONGEST_WAIT, max(0.0, seconds))
+
+
+def _revision(model: str, told: str, entry: dict) -> str:
+    """Return what a server tells of a model beyond its name, "" if nothing."""
+    meta = entry.get("meta")
+    for known in (told, entry.get("root"), meta.get("size") if isinstance(meta, dict) else None):
+        revision = _readable(_file_name(str(known or "")).removeprefix(f"{model}@"))
+        if revision not in ("", model):
+            return f"@{revision}"
+    return ""
+
+
+def _file_name(name: str) -> str:
+    """Return the last part of a path: where a server keeps a model says nothing of the model."""
+    path = PureWindowsPath(name)
+    return path.name if path.root else name
+
+
+def _introduction(answer) -> tuple[str, bool]:
+    """Return a server's own name for the model, "" if it tells none, and whether it gives log-probabilities."""
+    told = answer.get("model")
+    return told if isinstance(told, str) else "", answer["choices"][0].get("logprobs") is not None
+
+
+def _text(answer, stop: Sequence[str]) -> str:
+    """Return the text of an answer, before the first stop string."""
+    choice = answer["choices"][0]
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    text.encode()  # refuses what is no text, and half characters
+    for end in stop:
+        text = text.partition(end)[0]
+    return text
+
+
+def _yes_no(answer) -> tuple[float, float]:
+    """Return the log-probabilities of yes and no, as far as they are among the first tokens that the answer lists."""
+    told = answer["choices"][0]["logprobs"]
+    if "content" in told:  # chat, and llama.cpp
+        listed = [(token["token"], token["logprob"]) for token in told["content"][0]["top_logprobs"]]
+    else:
+        listed = list(told["top_logprobs"][0].items())
+    if not all(-math.inf < p < 0.01 for _, p in listed):
+        raise ValueError("no log-probabilities")
+    # A word that is not listed is at most as likely as the last that is.
+    least = min(p for _, p in listed)
+    found = ([p for token, p in listed if token.strip().lower() == word] or [least] for word in ("yes", "no"))
+    yes, no = (round(float(np.logaddexp.reduce(ps)), DECIMALS) for ps in found)
+    return yes, no
+
+
+def _count(answer, what: str) -> int:
+    """Return how many tokens a server says that it computed, 0 if it does not say."""
+    usage = answer.get("usage")
+    count = usage.get(what) if isinstance(usage, dict) else 0
+    return count if isinstance(count, int) and count > 0 else 0
+
+
+def _readable(text: str) -> str:
+    """Return one short line that can be shown."""
+    return "".join(filter(str.isprintable, " ".join(text.split())))[:MAX_SAID]
