@@ -1,122 +1,126 @@
-"""Ask a language model all questions of the rules form and keep its answers, and the captions' embeddings, in a store.
+"""Ask a language model beforehand what runs will ask it, and keep its answers, and the captions' embeddings, in a store.
 
-    python -m goals.record --llm model.gguf --store rules.sqlite                        record, or go on
-    python -m goals.record --llm model.gguf --store new.sqlite --compare rules.sqlite   check a recording
+    python -m goals.record --llm model.gguf --store mine.sqlite                                  the rules: some 2,200 questions
+    python -m goals.record --llm model.gguf --store mine.sqlite --form open --scenes scenes.txt  a list for each scene of a file
+    python -m goals.record --llm model.gguf --store new.sqlite --compare mine.sqlite             ask anew and compare
 
-Answers are stored as they come, so an interrupted recording loses at most one batch. A comparison asks anew,
-all questions or `--sample` of them, and fails if the log-odds differ by more than `--tolerance`.
+Answers are stored as they come, so an interrupted recording loses at most one batch. A comparison tells how many answers differ,
+and by how much those that are scores.
 """
 
 import dataclasses
-import json
-import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import tyro
 
-from goals import rules
+from goals.asking import Asker
+from goals.closed import Closed
 from goals.language_models import load_language_model
+from goals.open_ended import OpenEnded
+from goals.packing import unpack_scores
+from goals.rules import RulesForm, read_odds
 from goals.sentence_encoder import load_sentence_encoder
-from goals.store import Store
+from goals.store import Answer, Store
+from lab.cli import run_cli
 from lab.errors import UserError
 from worlds import make_world
-
-QUESTIONS_PER_BATCH = 26
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
+    """Record a language model's answers."""
+
     llm: str
     """gemma3-270m, path of a GGUF file, or folder or hub id of a transformers model"""
     store: Path
     """the store the answers go to"""
+    form: Literal["rules", "open", "closed"] = "rules"
+    """what to ask"""
+    scenes: Path | None = None
+    """sentences of scenes, one a line, the most important first (forms open and closed)"""
     env: str = "crafter"
     """the world to ask about"""
     prompt: str | None = None
-    """folder/prefix of the three prompt files; default: the world's in prompts/"""
+    """prompt file, or folder/prefix of those of the rules; default: the world's newest in prompts/"""
+    llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"
+    """what computes a GGUF file"""
+    llm_url: str | None = None
+    """address of an OpenAI-compatible server that has the model"""
     sentence_encoder: str = "all-MiniLM-L6-v2"
     """embeds the captions, so that a run on the recording need not"""
-    sample: int = 0
-    """ask only so many questions of each kind, evenly spread; 0: all"""
     compare: Path | None = None
     """a recorded store to compare the answers with"""
-    tolerance: float = 0.5
-    """largest difference of log-odds that a comparison lets pass (other machines have other kernels)"""
 
 
-def record(args: Args) -> float:
-    """Ask what the store has no answer to; return the largest difference of log-odds from `compare`."""
+def main(args: Args) -> dict[str, float]:
+    """Ask what the store has no answer to; return what was asked and, with `compare`, how answers differ."""
     world = make_world(args.env)
-    asked = rules.questions(world, args.prompt)
+    scenes = _read_scenes(args)
     recorded = Store(args.compare, read_only=True) if args.compare else None
-    model = load_language_model(args.llm)
-    difference = 0.0
+    model = load_language_model(args.llm, url=args.llm_url, engine=args.llm_engine)
     with Store(args.store) as store:
-        for kind, questions in asked.items():
-            texts = _spread_out(questions.texts, args.sample)
-            answers = _ask(model, store, kind, questions, texts)
-            if recorded:
-                difference = max(difference, _compare(recorded, model.name, kind, questions, answers))
+        asker = Asker(model.name, store, model)
+        start = time.perf_counter()
+
+        def show(waiting):
+            rate = asker.usage.queries / max(time.perf_counter() - start, 1e-9)
+            line = f"\r{asker.usage.queries} asked, {rate:.1f} a second, {waiting} of this kind left   "
+            print(line, end="" if waiting else "\n", flush=True)
+
+        asker.on_progress = show
+        if args.form == "rules":
+            RulesForm(world, args.prompt, model.name).prepare(asker.answers)
+        else:
+            form = OpenEnded(world, args.prompt) if args.form == "open" else Closed(world, args.prompt, model.name)
+            form.prepare(asker.answers)
+            asker.answers(form.prompt_hash, form.parameters, scenes, form.ask)
         encoder = load_sentence_encoder(args.sentence_encoder)
         store.put_embeddings(encoder.name, dict(zip(world.captions, encoder.encode(world.captions), strict=True)))
-    usage = model.usage
-    rate = usage.queries / max(usage.seconds, 1e-9)
-    print(f"{model.name}: {usage.queries} questions asked, {rate:.1f} a second")
-    if recorded:
-        print(f"largest difference of log-odds: {difference:.6f}")
-    return difference
+        report = {"queries": asker.usage.queries, "unanswered": asker.usage.unanswered}
+        if recorded:
+            report |= compare(store, recorded)
+    model.close()
+    print(f"{model.name}: " + ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in report.items()))
+    return report
 
 
-def _ask(model, store, kind, questions, texts):
-    key = (model.name, questions.prompt_hash, json.dumps(questions.parameters, sort_keys=True))
-    missing = [text for text in texts if text not in store.get_answers(*key, texts)]
-    print(f"{kind}: {len(texts) - len(missing)} of {len(texts)} questions have an answer")
-    start = time.perf_counter()
-    for done in range(0, len(missing), QUESTIONS_PER_BATCH):
-        batch = missing[done : done + QUESTIONS_PER_BATCH]
-        pairs = model.yes_no([questions.prompt(text) for text in batch])
-        answers = [json.dumps({"yes": yes, "no": no}) for yes, no in pairs]
-        store.put_answers(*key, dict(zip(batch, answers, strict=True)))
-        done += len(batch)
-        left = (time.perf_counter() - start) / done * (len(missing) - done)
-        print(f"\r{kind}: {done}/{len(missing)}, {left:.0f} s left   ", end="", flush=True)
-    if missing:
-        print()
-    return store.get_answers(*key, texts)
+def compare(store: Store, recorded: Store) -> dict[str, float]:
+    """Compare the answers that both stores have; raises UserError if there are none.
+
+    Returns how many both have, how many differ as texts, and the largest difference of log-odds or log-likelihoods in nats.
+    """
+    old = {row[:-1]: row.answer for row in recorded.rows() if isinstance(row, Answer)}
+    pairs = [(row.answer, old[row[:-1]]) for row in store.rows() if isinstance(row, Answer) and row[:-1] in old]
+    if not pairs:
+        raise UserError(f"{recorded.path} has none of these answers; it holds answers of {', '.join(recorded.models())}")
+    scores = [(_scores(new), _scores(was)) for new, was in pairs]
+    differences = [np.abs(new - was).max() for new, was in scores if len(new) == len(was) > 0]
+    return {
+        "compared": len(pairs),
+        "different": sum(new != was for new, was in pairs),
+        "largest_difference": float(max(differences, default=0.0)),
+    }
 
 
-def _compare(recorded, model, kind, questions, answers):
-    key = (model, questions.prompt_hash, json.dumps(questions.parameters, sort_keys=True))
-    old = recorded.get_answers(*key, answers)
-    if len(old) < len(answers):
-        raise UserError(
-            f"{recorded.path} has no answer of {model} to {len(answers) - len(old)} of these questions "
-            f"({kind}); it holds answers of {', '.join(recorded.models())}"
-        )
-    pairs = [(json.loads(answers[text]), json.loads(old[text])) for text in answers]
-    return max(abs((new["yes"] - new["no"]) - (was["yes"] - was["no"])) for new, was in pairs)
+def _scores(answer: str) -> np.ndarray:
+    """Return the numbers of a raw answer: log-odds, or log-likelihoods, or none."""
+    odds = read_odds(answer)
+    return np.nan_to_num(unpack_scores(answer)) if np.isnan(odds) else np.array([odds])
 
 
-def _spread_out(texts, count):
-    if not 0 < count < len(texts):
-        return list(texts)
-    return [texts[i] for i in np.linspace(0, len(texts) - 1, count).round().astype(int)]
-
-
-def main() -> None:
-    """Run the command line; exit code 2 for what is the user's to mend, 1 for a difference."""
-    args = tyro.cli(Args)
+def _read_scenes(args: Args) -> list[str]:
+    if args.form == "rules":
+        return []
+    if args.scenes is None:
+        raise UserError(f"--form {args.form} needs --scenes: a file with one scene's sentence a line")
     try:
-        difference = record(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if difference > args.tolerance:
-        print(f"error: that is more than {args.tolerance}", file=sys.stderr)
-        sys.exit(1)
+        return list(dict.fromkeys(line for line in args.scenes.read_text("utf-8").splitlines() if line.strip()))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(f"--scenes {args.scenes} cannot be read ({reason}): give a text file") from error
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main, Args)
