@@ -13,6 +13,8 @@ Axes: T steps, N envs, B minibatch, A actions, D observation, C captions, G goal
 
 import dataclasses
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,11 +31,13 @@ from flax import struct
 from goals.service import GoalService
 from goals.tables import (
     GoalTables,
+    drop_needs,
     embed_facts,
     embed_goals,
     is_grounded,
     lookup,
     pack_bits,
+    refute_needs,
     suggest_by_rules,
     suggest_by_scene,
     unpack_bits,
@@ -43,7 +47,7 @@ from lab.cli import run_cli
 from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from lab.film import film_frames, make_film
-from lab.metrics import metrics_line, summarise
+from lab.metrics import costs, metrics_line, summarise
 from lab.plots import learning_curve
 from lab.progress import Progress
 from lab.run import Run, read_config, read_metrics
@@ -58,102 +62,74 @@ class Args:
     """Train an agent on goals that a language model suggests."""
 
     # The run
-    seed: int = 1
-    """seed of everything random"""
-    run_dir: str | None = None
-    """directory of the run; an existing run of the same configuration goes on; default: a new one under runs/"""
-    total_timesteps: int = 1_500_000
-    """length of the training [env steps], rounded down to whole updates"""
-    checkpoint_every: int = 100
-    """time between checkpoints [updates]; the last update always has one"""
-    evaluate_episodes: int = 64
-    """episodes played at the end with the trained policy; 0: none"""
-    film: bool = True
-    """make film.gif of the first evaluation episode"""
-    track: Literal["none", "tensorboard", "wandb"] = "none"
-    """also send the metrics there"""
-    compilation_cache: bool = True
-    """keep compiled programs in ~/.cache/ellm, so that the next start is quick"""
+    seed: int = 1  # seed of everything random
+    run_dir: str | None = None  # directory of the run; a run of the same configuration goes on; default: a new one under runs/
+    total_timesteps: int = 1_500_000  # length of the training [env steps], rounded down to whole updates
+    checkpoint_every: int = 100  # time between checkpoints [updates]; the last update always has one
+    evaluate_episodes: int = 64  # episodes played at the end with the trained policy; 0: none
+    film: bool = True  # make film.gif of the first evaluation episode
+    track: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
+    compilation_cache: bool = True  # keep compiled programs in ~/.cache/ellm, so that the next start is quick
 
     # The world
-    env: str = "crafter"
-    """world to live in"""
-    actions: Literal["pairs", "base"] = "pairs"
-    """pairs: the paper's 139 verb-noun actions; base: the game's own 17"""
-    captions: Literal["attempt", "effect"] = "attempt"
-    """when a transition gets its caption: the thing was at hand (the paper's), or only what really happened"""
-    game_rules: Literal["paper", "craftax"] = "paper"
-    """paper: 400 steps, mobs fall at one hit; craftax: the game's own rules"""
-    observation: Literal["symbolic", "pixels"] = "symbolic"
-    """what the policy sees of the world"""
+    env: str = "crafter"  # world to live in
+    actions: Literal["pairs", "base"] = "pairs"  # pairs: the paper's 139 verb-noun actions; base: the game's own 17
+    captions: Literal["attempt", "effect"] = (
+        "attempt"  # what gets a caption: the thing is at hand (the paper's), or it has an effect
+    )
+    game_rules: Literal["paper", "craftax"] = "paper"  # paper: 400 steps, mobs fall at one hit; craftax: the game's own rules
+    observation: Literal["symbolic", "pixels"] = "symbolic"  # what the policy sees of the world
 
     # Goals
-    goal_source: Literal["llm", "oracle", "novelty", "uniform", "grounded", "none"] = "llm"
-    """who suggests goals; none: learn from the game's own reward"""
-    goal_form: Literal["rules", "open"] = "rules"
-    """rules: ask once what each goal needs; open: the paper's list of goals for each scene"""
-    similarity_threshold: float = 0.99
-    """cosine above which a caption fulfils a goal (the paper's T)"""
-    uniform_goals: int = 5
-    """goals drawn at each step by --goal-source uniform"""
-    grounding: bool = False
-    """drop suggested goals whose thing is neither seen, held nor makeable (open form)"""
-    prompt: str | None = None
-    """prompt file of the open form, or folder/prefix of the files of the rules form; default: the newest in prompts/"""
+    goal_source: Literal["llm", "oracle", "novelty", "uniform", "grounded", "none"] = "llm"  # none: the game's own reward
+    goal_form: Literal["rules", "open", "closed"] = "rules"
+    """rules: ask once what each goal needs; open: ask for a list of goals in each scene; closed: ask of each goal in each scene"""
+    similarity_threshold: float = 0.99  # cosine above which a caption fulfils a goal (the paper's T)
+    uniform_goals: int = 5  # goals drawn at each step by --goal-source uniform
+    grounding: bool = False  # drop suggested goals whose thing is neither seen, held nor makeable (open and closed form)
+    evidence: bool = False  # drop a goal's need once a caption shows the goal reached without it (rules form)
+    prompt: str | None = None  # prompt file, or folder/prefix of the files of the rules form; default: the newest in prompts/
     prompt_scope: Literal["full", "compact"] = "full"
     """how much of the scene the prompt tells; compact: no target, grass, path, lava: four times fewer distinct prompts"""
-    resolve: Literal["exact", "replay"] = "exact"
-    """exact: ask the model for whatever no store has; replay: stores only"""
-    on_missing: Literal["error", "no-goals"] = "error"
-    """what a scene without a stored answer means in replay"""
-    store: str = "runs/store.sqlite"
-    """answers and embeddings, shared by all runs that name the same file"""
+    resolve: Literal["exact", "async", "replay"] = "exact"
+    """exact: wait for the model's answer to whatever no store has; async: ask in the background, what is visited most first, while
+    scenes without an answer have no goals yet (such a run cannot be repeated bit for bit); replay: stores only"""
+    on_missing: Literal["error", "no-goals"] = "error"  # what a scene without an answer means where only stores are read
+    on_exit: Literal["drain", "discard"] = "discard"
+    """what becomes of the scenes that still wait for an answer after the training (async)"""
+    store: str = "runs/store.sqlite"  # answers and embeddings, shared by all runs that name the same file
 
     # The language model
     llm: str = "qwen2.5-coder-1.5b"
     """qwen2.5-coder-1.5b (recorded answers), gemma3-270m (asked live), a .gguf or recorded .sqlite file, a hub id or folder"""
-    max_goal_tokens: int = 64
-    """longest answer of the open form [tokens]"""
-    temperature: float = 0.0
-    """sampling temperature of the open form (the paper's: 0.1); 0: greedy"""
+    llm_url: str | None = None  # OpenAI-compatible server to ask for the model that --llm names, as in http://host:8000/v1
+    llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"  # what computes a .gguf file; auto: the faster one here
+    llm_budget: int = 0  # most questions put to a live model in the whole run; 0: no limit
+    max_goal_tokens: int = 64  # longest answer of the open form [tokens]
+    temperature: float = 0.0  # sampling temperature of the open form (the paper's: 0.1); 0: greedy
     sentence_encoder: str = "all-MiniLM-L6-v2"
     """all-MiniLM-L6-v2, or a hub id or folder (the paper's: sentence-transformers/paraphrase-MiniLM-L3-v2)"""
 
     # The policy's inputs
     text_observation: Literal["none", "caption", "facts"] = "none"
     """also read the scene in words: the embedded caption (the paper's), or the mean of its facts' embeddings"""
-    goal_conditioned: bool = False
-    """also read the goals that are suggested and not yet reached"""
-    caption_memory: bool = True
-    """also read which captions the episode has seen, which makes the once-per-episode reward learnable"""
+    goal_conditioned: bool = False  # also read the goals that are suggested and not yet reached
+    caption_memory: bool = True  # also read which captions the episode has seen, which makes the once-per-episode reward learnable
 
     # PPO
-    num_envs: int = 32
-    """worlds in step (N)"""
-    num_steps: int = 64
-    """steps of each world per update (T)"""
-    num_minibatches: int = 4
-    """minibatches per epoch"""
-    update_epochs: int = 4
-    """passes over each rollout"""
-    learning_rate: float = 3e-4
-    """Adam's step size at the start"""
-    anneal_lr: bool = True
-    """lower the learning rate linearly to zero"""
-    gamma: float = 0.99
-    """discount"""
-    gae_lambda: float = 0.9
-    """lambda of generalised advantage estimation"""
-    clip_coef: float = 0.2
-    """clipping range of the probability ratio"""
-    ent_coef: float = 0.01
-    """weight of the entropy bonus"""
-    vf_coef: float = 0.5
-    """weight of the value loss"""
-    max_grad_norm: float = 0.5
-    """gradients are scaled down to this global norm"""
-    hidden_size: int = 256
-    """width of the two hidden layers"""
+    num_envs: int = 32  # worlds in step (N)
+    num_steps: int = 64  # steps of each world per update (T)
+    num_minibatches: int = 4  # minibatches per epoch
+    update_epochs: int = 4  # passes over each rollout
+    learning_rate: float = 3e-4  # Adam's step size at the start
+    anneal_lr: bool = True  # lower the learning rate linearly to zero
+    gamma: float = 0.99  # discount
+    gae_lambda: float = 0.9  # lambda of generalised advantage estimation
+    clip_coef: float = 0.2  # clipping range of the probability ratio
+    ent_coef: float = 0.01  # weight of the entropy bonus
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # gradients are scaled down to this global norm
+    hidden_size: int = 256  # width of the two hidden layers
 
     @property
     def batch_size(self) -> int:
@@ -164,23 +140,22 @@ class Args:
     def minibatch_size(self) -> int:
         """Env steps per gradient step; raises UserError if --num-minibatches does not divide the batch."""
         if self.num_minibatches < 1 or self.batch_size % self.num_minibatches:
-            raise UserError(
-                f"--num-minibatches {self.num_minibatches} does not divide --num-envs x --num-steps = {self.batch_size}"
-            )
+            raise UserError(f"--num-minibatches {self.num_minibatches} does not divide --num-envs x --num-steps, {self.batch_size}")
         return self.batch_size // self.num_minibatches
 
     @property
     def num_updates(self) -> int:
         """Updates of the whole run; raises UserError if there is not one."""
         if self.total_timesteps < self.batch_size:
-            raise UserError(
-                f"--total-timesteps {self.total_timesteps} is less than one update of --num-envs x --num-steps = {self.batch_size}"
-            )
+            raise UserError(f"--total-timesteps {self.total_timesteps} is less than --num-envs x --num-steps, {self.batch_size}")
         return self.total_timesteps // self.batch_size
 
 
 # Fields in which the command that goes on may differ from the one that began.
-FREE_FIELDS = ("run_dir", "checkpoint_every", "evaluate_episodes", "film", "track", "compilation_cache", "store")
+FREE_FIELDS = (
+    *("run_dir", "checkpoint_every", "evaluate_episodes", "film", "track", "compilation_cache", "store"),
+    *("llm_url", "llm_engine", "llm_budget", "on_exit"),
+)
 
 # -------------------------------------------------------------------------------------------------------- state and transition
 
@@ -259,7 +234,8 @@ class Unknown:
 class RunnerState:
     """All that training needs to go on, but for the goal tables.
 
-    captions_so_far: [N, C] bool; achieved: [N, G] bool, goals reached in the running episodes when the rollout began.
+    captions_so_far: [N, C] bool; achieved: [N, G] bool, goals reached in the running episodes when the rollout began; refuted:
+    [G, W] uint32, needs that captions have shown to be none, of size zero without --evidence.
     """
 
     params: Any
@@ -269,6 +245,7 @@ class RunnerState:
     achieved: jax.Array
     key: jax.Array
     update: jax.Array
+    refuted: jax.Array
 
 
 @dataclass(frozen=True)
@@ -285,7 +262,17 @@ class Setup:
     @property
     def per_scene(self) -> bool:
         """Tell whether goals are suggested scene by scene by a language model."""
-        return self.args.goal_source == "llm" and self.args.goal_form == "open"
+        return self.args.goal_source == "llm" and self.args.goal_form != "rules"
+
+    @property
+    def in_background(self) -> bool:
+        """Tell whether the run goes on while the language model is asked."""
+        return self.per_scene and self.args.resolve == "async"
+
+    @property
+    def waits_for_goals(self) -> bool:
+        """Tell whether every scene of a rollout must have its goals before the reward."""
+        return self.per_scene and not self.in_background
 
     @property
     def stores_suggestions(self) -> bool:
@@ -295,7 +282,7 @@ class Setup:
     @property
     def asks(self) -> bool:
         """Tell whether scenes may turn up that the host must resolve."""
-        return self.per_scene or self.args.text_observation == "caption"
+        return self.waits_for_goals or self.args.text_observation == "caption"
 
     @property
     def reads_goals(self) -> bool:
@@ -305,7 +292,7 @@ class Setup:
     @property
     def must_know_scene(self) -> bool:
         """Tell whether the policy cannot act in a scene that the host has not resolved."""
-        return self.args.text_observation == "caption" or (self.reads_goals and self.per_scene)
+        return self.args.text_observation == "caption" or (self.reads_goals and self.waits_for_goals)
 
     @property
     def prompt_mask(self) -> np.ndarray:
@@ -342,7 +329,9 @@ class ActorCritic(nn.Module):
 
 
 def make_setup(args: Args, world, service: GoalService) -> Setup:
-    """Put together what the jitted functions treat as constant; raises UserError if a rollout could outlast an episode."""
+    """Put together what the jitted functions treat as constant; raises UserError for arguments that do not go together."""
+    if args.evidence and (args.goal_source != "llm" or args.goal_form != "rules"):
+        raise UserError("--evidence is for --goal-source llm with --goal-form rules: only they have needs")
     if args.num_steps > world.max_episode_steps:
         raise UserError(f"--num-steps {args.num_steps} is longer than an episode ({world.max_episode_steps} steps)")
     return Setup(
@@ -383,6 +372,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
         achieved=achieved,
         key=key,
         update=jnp.zeros((), jnp.int32),
+        refuted=jnp.zeros_like(tables.needs if args.evidence else tables.needs[:0]),
     )
 
 
@@ -476,11 +466,11 @@ def read_states(setup: Setup, tables: GoalTables, key: jax.Array, states, captio
 
 
 def are_known(setup: Setup, tables: GoalTables, scenes: jax.Array) -> jax.Array:
-    """Tell in which scenes [..., W] uint32 nothing is left to ask the host, [...] bool."""
+    """Tell in which scenes [..., W] uint32 there is nothing that the run must wait for, [...] bool."""
     known = jnp.ones(scenes.shape[:-1], bool)
     if setup.args.text_observation == "caption":
         known &= lookup(tables.text_rows, scenes) >= 0
-    if setup.per_scene:
+    if setup.waits_for_goals:
         known &= suggest_by_scene(tables, setup.prompt_mask, scenes)[1] >= 0
     return known
 
@@ -575,6 +565,7 @@ def collect_step(setup: Setup, tables: GoalTables, state: RunnerState, collector
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
 def collect(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> tuple[RunnerState, Collector, Unknown]:
     """Fill the rollout; a policy that reads words stops before the first step in which it would face an unknown scene."""
+    tables = drop_needs(tables, state.refuted)
 
     def is_ready(state):
         if not setup.must_know_scene:
@@ -600,7 +591,7 @@ def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, collector
         scenes = jnp.concatenate([now, collector.last.scenes])
         cut = collector.rollout.truncated.any(0) & (collector.step == setup.args.num_steps)
         mask = jnp.concatenate([jnp.ones_like(cut), cut])
-    elif setup.per_scene:
+    elif setup.waits_for_goals:
         scenes = collector.rollout.scenes.reshape(-1, setup.world.num_scene_words)
         mask = jnp.ones(scenes.shape[0], bool)
     else:
@@ -613,8 +604,13 @@ def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, collector
 
 
 def resolve(service: GoalService, unknown: Unknown, state: RunnerState, collector: Collector) -> tuple:
-    """Let the service resolve what is unknown; return the new tables, and state and collector with room for new goals."""
+    """Let the service resolve what is unknown; return what `renew` returns."""
     service.resolve(np.asarray(unknown.scenes)[np.asarray(unknown.mask)])
+    return renew(service, state, collector)
+
+
+def renew(service: GoalService, state: RunnerState, collector: Collector) -> tuple:
+    """Return the service's new tables, and state and collector with room for their goals."""
     more = service.num_goals - state.achieved.shape[1]
 
     def grow(achieved):
@@ -623,6 +619,12 @@ def resolve(service: GoalService, unknown: Unknown, state: RunnerState, collecto
     state = state.replace(achieved=grow(state.achieved))
     last = collector.last.replace(suggested=grow(collector.last.suggested), achieved=grow(collector.last.achieved))
     return service.tables, state, collector.replace(achieved=grow(collector.achieved), last=last)
+
+
+@partial(jax.jit, static_argnums=0)
+def find_unanswered(setup: Setup, tables: GoalTables, scenes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return a copy of the scenes [T, N, W] and where they have not been answered, [T, N] bool."""
+    return scenes, suggest_by_scene(tables, setup.prompt_mask, scenes)[1] < 0
 
 
 # --------------------------------------------------------------------------------------------------------------------- UPDATE
@@ -697,6 +699,8 @@ def update(
 ) -> tuple[RunnerState, Collector, dict[str, Any]]:
     """Reward the rollout, learn from it, and refill the pool of fresh worlds; return state, emptied collector and metrics."""
     args, rollout, last = setup.args, collector.rollout, collector.last
+    refuted = state.refuted | refute_needs(tables, rollout.captions, rollout.scenes) if args.evidence else state.refuted
+    tables = drop_needs(tables, state.refuted)
 
     # REWARD
     rewards, achieved = rollout.rewards, state.achieved
@@ -728,9 +732,10 @@ def update(
         "reward_per_step": rewards.mean(),
         "steps_without_answer": steps_without_answer(setup, tables, rollout.scenes),
         "pool_exhausted": envs.exhausted,
+        **({"needs_dropped": jax.lax.population_count(refuted).sum()} if args.evidence else {}),
         **losses,
     }
-    state = state.replace(envs=envs, achieved=achieved, update=state.update + 1)
+    state = state.replace(envs=envs, achieved=achieved, update=state.update + 1, refuted=refuted)
     collector = collector.replace(achieved=jnp.copy(achieved), step=jnp.zeros((), jnp.int32))
     return state, collector, metrics
 
@@ -862,13 +867,16 @@ def evaluate(setup: Setup, service: GoalService, params, num_episodes: int, key:
 # ----------------------------------------------------------------------------------------------------------------------- main
 
 
-def make_service(args: Args, world, on_progress=lambda waiting: None) -> GoalService:
+def make_service(args: Args, world, on_progress: Callable[[int], None] = lambda waiting: None) -> GoalService:
     """Open the way to everything that can answer; raises UserError for what is not there."""
     return GoalService(
         world,
         source=args.goal_source,
         form=args.goal_form,
         llm=args.llm,
+        url=args.llm_url,
+        engine=args.llm_engine,
+        budget=args.llm_budget,
         prompt=args.prompt,
         store=args.store,
         resolve_mode=args.resolve,
@@ -904,10 +912,18 @@ def load_run(run_dir: str | Path) -> tuple[Setup, GoalService, Any]:
     service.prepare()
     setup = make_setup(args, world, service)
     with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
-        service.restore(checkpoints.host()["service"])
-        target = jax.eval_shape(partial(init_state, setup), service.tables)
-        state, _ = checkpoints.restore(target)
+        state, _ = restore(setup, service, checkpoints)
     return setup, service, state.params
+
+
+def restore(setup: Setup, service: GoalService, checkpoints: Checkpoints) -> tuple[RunnerState, dict[str, Any]]:
+    """Bring the service to where the last checkpoint was made; return the runner's state and what the run had spent."""
+    host = checkpoints.host()
+    service.restore(host["service"])
+    state, _ = checkpoints.restore(jax.eval_shape(partial(init_state, setup), service.tables))
+    if setup.args.evidence:
+        service.refute(np.asarray(state.refuted))
+    return state, host["spent"]
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -919,80 +935,89 @@ def main(args: Args) -> dict[str, Any]:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     num_updates, _ = args.num_updates, args.minibatch_size
     world = make_args_world(args)
-    service = make_service(args, world)
-    setup = make_setup(args, world, service)
     run_dir = Path(args.run_dir or f"runs/{args.env}-ppo-{args.goal_source}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
-    facts = {"language_model": service.language_model, "prompts": service.prompts}
-    identity = [f.name for f in dataclasses.fields(Args) if f.name not in FREE_FIELDS] + list(facts)
 
-    with Run(run_dir, dataclasses.asdict(args), facts, identity, track=args.track, script=__file__) as run:
+    with ExitStack() as stack:
+        service = stack.enter_context(closing(make_service(args, world)))
+        setup = make_setup(args, world, service)
+        facts = {"language_model": service.language_model, "prompts": service.prompts}
+        identity = [f.name for f in dataclasses.fields(Args) if f.name not in FREE_FIELDS] + list(facts)
+        run = stack.enter_context(Run(run_dir, dataclasses.asdict(args), facts, identity, track=args.track, script=__file__))
         print(f"{run.path}: {service.describe()}", flush=True)
-        with Checkpoints(run.path / "checkpoints") as checkpoints, Progress(args.num_updates * args.batch_size) as progress:
-            service.on_progress = progress.waiting
-            service.prepare()
-            before = {"wall_seconds": 0.0, "compile_seconds": 0.0}
-            if checkpoints.latest_step() is not None:
-                host = checkpoints.host()
-                service.restore(host["service"])
-                before = host["spent"]
-                target = jax.eval_shape(partial(init_state, setup), service.tables)
-                state, _ = checkpoints.restore(target)
-            else:
-                state = init_state(setup, service.tables)
-            run.truncate_after(int(state.update) * args.batch_size)  # HOST WAITS.
-            tables, collector = service.tables, empty_collector(setup, state)
-            ended = time.perf_counter()
+        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
+        progress = stack.enter_context(Progress(num_updates * args.batch_size))
+        service.on_progress = progress.waiting
+        service.prepare()
+        before = {"wall_seconds": 0.0, "compile_seconds": 0.0}
+        if checkpoints.latest_step() is not None:
+            state, before = restore(setup, service, checkpoints)
+        else:
+            state = init_state(setup, service.tables)
 
-            for number in range(int(state.update) + 1, num_updates + 1):
-                began, compiled_before = time.perf_counter(), clock.seconds
-                state, collector, unknown = collect(setup, tables, state, collector)
-                while setup.asks and int(unknown.count):  # HOST WAITS for one number.
-                    tables, state, collector = resolve(service, unknown, state, collector)
-                    state, collector, unknown = collect(setup, tables, state, collector)
-                state, collector, metrics = update(setup, tables, state, collector)
-
-                metrics = jax.device_get(metrics)  # HOST WAITS for the device.
-                host_seconds, ended = began - ended, time.perf_counter()
-                seconds = ended - began - (clock.seconds - compiled_before)
-                line = {"update": number, "env_steps": number * args.batch_size, "scenes": service.num_scenes}
-                line |= metrics_line(world.achievements, metrics)
-                line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": host_seconds}
-                run.log(line)
-                progress.update(line["env_steps"], line["achievements_per_episode"], service.num_scenes, 0)
-                if number % args.checkpoint_every == 0 or number == num_updates:
-                    spent = {
-                        "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,
-                        "compile_seconds": before["compile_seconds"] + clock.seconds,
-                    }
-                    checkpoints.save(number, state, {"service": service.state(), "spent": spent})
-            lines = read_metrics(run.path)
-            summary = summarise(lines, world.achievements)
-            learning_curve(run.path, run.path / "curve.png")
-            shown = []
-            if args.evaluate_episodes:
-                progress.phase("evaluating")
-                key = jax.random.fold_in(jax.random.key(args.seed), 1)
-                summary["evaluation"], shown = evaluate(setup, service, state.params, args.evaluate_episodes, key)
-            summary |= {
-                "env_steps": num_updates * args.batch_size,
+        def spent() -> dict[str, float]:
+            return {
                 "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,
                 "compile_seconds": before["compile_seconds"] + clock.seconds,
-                **dataclasses.asdict(service.usage),
-                "scenes": service.num_scenes,
-                "goals": len(service.goals),
-                "language_model": service.language_model,
-                "git_commit": read_config(run.path)["git_commit"],
             }
-            run.write_summary(summary)
-            if args.film and shown:
-                progress.phase("filming")
-                make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
-        service.close()
+
+        run.truncate_after(int(state.update) * args.batch_size)  # HOST WAITS.
+        tables, collector = service.tables, empty_collector(setup, state)
+        ended = time.perf_counter()
+
+        for number in range(int(state.update) + 1, num_updates + 1):
+            began, compiled_before = time.perf_counter(), clock.seconds
+            state, collector, unknown = collect(setup, tables, state, collector)
+            while setup.asks and int(unknown.count):  # HOST WAITS for one number.
+                tables, state, collector = resolve(service, unknown, state, collector)
+                state, collector, unknown = collect(setup, tables, state, collector)
+            if setup.in_background:
+                met, is_unanswered = find_unanswered(setup, tables, collector.rollout.scenes)
+            state, collector, metrics = update(setup, tables, state, collector)
+
+            metrics = jax.device_get(metrics)  # HOST WAITS for the device.
+            host_seconds, ended = began - ended, time.perf_counter()
+            seconds = ended - began - (clock.seconds - compiled_before)
+            line = {"update": number, "env_steps": number * args.batch_size, "scenes": service.num_scenes}
+            line |= metrics_line(world.achievements, metrics)
+            if setup.in_background:
+                if service.exchange(np.asarray(met)[np.asarray(is_unanswered)]):
+                    tables, state, collector = renew(service, state, collector)
+                line |= {"queue_length": service.queue_length, "queue_dropped": service.usage.queue_dropped}
+            line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": host_seconds}
+            run.log(line)
+            progress.update(line["env_steps"], line["achievements_per_episode"], service.num_scenes, service.queue_length)
+            failure = service.failure
+            if number % args.checkpoint_every == 0 or number == num_updates or failure:
+                checkpoints.save(number, state, {"service": service.state(), "spent": spent()})
+            if failure:
+                raise UserError(f"{failure}; all is kept: go on with --run-dir {run.path}") from failure
+
+        service.finish(drain=args.on_exit == "drain")
+        if args.evidence:
+            service.refute(np.asarray(state.refuted))
+        summary = summarise(read_metrics(run.path), world.achievements)
+        learning_curve(run.path, run.path / "curve.png")
+        shown = []
+        if args.evaluate_episodes:
+            progress.phase("evaluating")
+            key = jax.random.fold_in(jax.random.key(args.seed), 1)
+            summary["evaluation"], shown = evaluate(setup, service, state.params, args.evaluate_episodes, key)
+        summary |= {
+            "env_steps": num_updates * args.batch_size,
+            **spent(),
+            **costs(dataclasses.asdict(service.usage), num_updates * args.batch_size),
+            "scenes": service.num_scenes,
+            "goals": len(service.goals),
+            "language_model": service.language_model,
+            "git_commit": read_config(run.path)["git_commit"],
+        }
+        run.write_summary(summary)
+        if args.film and shown:
+            progress.phase("filming")
+            make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
     achievements = summary["achievements_per_episode"]
-    print(
-        f"{run.path}: " + ("no episode ended" if achievements is None else f"{achievements:.2f} achievements per episode"),
-        flush=True,
-    )
+    ended = "no episode ended" if achievements is None else f"{achievements:.2f} achievements per episode"
+    print(f"{run.path}: {ended}", flush=True)
     return summary
 
 

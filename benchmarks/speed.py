@@ -165,7 +165,7 @@ def train_reference(args: Args, make: Callable) -> Callable[[], None]:
 
     params = network.init(jax.random.key(1), read(observation))
     opt_state = ellm_ppo.make_optimizer(run_args).init(params)
-    state = ellm_ppo.RunnerState(params, opt_state, None, None, None, jax.random.key(2), jnp.zeros((), jnp.int32))
+    state = ellm_ppo.RunnerState(params, opt_state, None, None, None, jax.random.key(2), jnp.zeros((), jnp.int32), None)
 
     @partial(jax.jit, donate_argnums=0)
     def iteration(carry, key):

@@ -1,7 +1,7 @@
 """What the learner needs from language, as arrays on the device: suggestions, embeddings, similarities.
 
 Pure JAX functions over one struct; the host side (`goals.service`) fills the arrays. Axis letters: N envs, W scene words, G goals
-(a capacity, a multiple of 32), C captions, E embedding, F facts, S hash slots, R rows.
+(a capacity, a multiple of 32), C captions, E embedding, F facts, K sets of facts, S hash slots, R rows.
 """
 
 import jax
@@ -26,7 +26,8 @@ class GoalTables:
 
     goal_rows, text_rows: scene tables; the first is keyed by what the prompt tells, the second by the whole scene.
     suggested: [R, G / 32] uint32, the goals suggested for a row; answered: [R] bool, False where nobody has answered.
-    sensible: [G] bool; needs, any_of: [G, W] uint32, facts that must all hold, of which one must hold (no bits: no condition).
+    sensible: [G] bool; needs: [G, W] uint32, facts that must all hold; alternatives: [G, K, W] uint32, sets of facts, of each of
+    which one must hold; any_of: [G, W] uint32, facts of which one must hold by the world's word (no bits: no condition).
     embeddings: [G, E] float32 unit vectors; similarity: [G, C] float32, cosine of goal and caption, the caption "nothing" at 0.
     text_embeddings: [R, E] float32, of the whole caption of a scene; fact_embeddings: [F, E] float32.
     """
@@ -36,6 +37,7 @@ class GoalTables:
     answered: jax.Array
     sensible: jax.Array
     needs: jax.Array
+    alternatives: jax.Array
     any_of: jax.Array
     embeddings: jax.Array
     similarity: jax.Array
@@ -134,9 +136,31 @@ def is_grounded(tables: GoalTables, scenes: jax.Array) -> jax.Array:
 
 def suggest_by_rules(tables: GoalTables, scenes: jax.Array) -> jax.Array:
     """Suggest each sensible goal whose needs hold in the scenes [N, W] uint32; return [N, G] bool."""
-    needs = tables.needs[None]
+    needs, sets = tables.needs[None], tables.alternatives[None]
     has_all = ((scenes[:, None] & needs) == needs).all(-1)
-    return tables.sensible[None] & has_all & is_grounded(tables, scenes)
+    has_each = (((scenes[:, None, None] & sets) != 0).any(-1) | (sets == 0).all(-1)).all(-1)
+    return tables.sensible[None] & has_all & has_each & is_grounded(tables, scenes)
+
+
+def refute_needs(tables: GoalTables, captions: jax.Array, scenes: jax.Array) -> jax.Array:
+    """Find the needs that goals, here the captions [...] int32 themselves, were reached without in scenes [..., W] uint32.
+
+    Returns them, and alternatives of which not one was there, as [G, W] uint32. A caption proves no more than it says: one of an
+    attempt says only that the thing was at hand.
+    """
+    num_goals, num_words = tables.needs.shape
+    captions, scenes = captions.reshape(-1), scenes.reshape(-1, num_words)
+    missing, sets = tables.needs[captions] & ~scenes, tables.alternatives[captions]
+    has_none = ((sets & scenes[:, None]) == 0).all(-1, keepdims=True)
+    missing |= jnp.bitwise_or.reduce(jnp.where(has_none, sets, 0), axis=1)
+    return pack_bits(jnp.zeros((num_goals, 32 * num_words), bool).at[captions].max(unpack_bits(missing)))
+
+
+def drop_needs(tables: GoalTables, refuted: jax.Array) -> GoalTables:
+    """Return the tables without the needs and alternatives that are refuted, [G, W] uint32 or of size zero."""
+    if not refuted.size:
+        return tables
+    return tables.replace(needs=tables.needs & ~refuted, alternatives=tables.alternatives & ~refuted[:, None])
 
 
 def suggest_by_scene(tables: GoalTables, prompt_mask: np.ndarray, scenes: jax.Array) -> tuple[jax.Array, jax.Array]:

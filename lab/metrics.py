@@ -1,6 +1,6 @@
 """From an update's numbers to a line of metrics.jsonl, and from the lines to a summary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -42,3 +42,9 @@ def summarise(lines: list[dict[str, Any]], achievements: Sequence[str]) -> dict[
         "sps": lines[-1]["env_steps"] / seconds,
         "host_share": sum(line["time"]["host_seconds"] for line in lines) / seconds,
     }
+
+
+def costs(usage: Mapping[str, float], env_steps: int) -> dict[str, Any]:
+    """Return what goals have cost, and under "per_million_steps" what the language model cost in a million env steps."""
+    names = ("queries", "prompt_tokens", "generated_tokens", "language_model_seconds")
+    return {**usage, "per_million_steps": {name: usage[name] * 1e6 / env_steps for name in names}}

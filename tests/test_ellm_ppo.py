@@ -13,12 +13,13 @@ import pytest
 
 import ellm_ppo
 import goals.service
+from goals import rules
 from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from lab.run import read_config
 from tests.test_tables import make_tables
 from tests.toy_world import ProbeWorld, ToyWorld
-from tests.training import TINY, TableModel, train
+from tests.training import PROMPT, TINY, TableModel, train
 
 EXACT = {"rtol": 0, "atol": 0}
 
@@ -174,12 +175,20 @@ def test_cold_run_equals_warm_run_bit_for_bit_and_asks_nothing_twice(monkeypatch
     assert cold_lines == warm_lines
 
 
-def test_collection_that_stops_at_unknown_scenes_equals_one_that_never_stops(setups):
-    """Resolve everything beforehand, then compare with a run that met each scene unprepared."""
-    world = ToyWorld()
+@pytest.mark.parametrize(
+    "fields",
+    [{"goal_source": "oracle"}, {"goal_form": "open", "resolve": "async", "goal_conditioned": True}],
+    ids=["exact", "async"],
+)
+def test_collection_that_stops_at_unknown_scenes_equals_one_that_never_stops(monkeypatch, tmp_path, setups, fields):
+    """Resolve everything beforehand, then compare with a run that met each scene unprepared; in async nobody waits for goals."""
+    world, model = ToyWorld(), TableModel()
+    monkeypatch.setattr(goals.service, "load_language_model", lambda spec, **options: model)
+    (tmp_path / "prompt.txt").write_text(PROMPT, encoding="utf-8")
+    fields = {"text_observation": "caption", "seed": 3, "llm": "table", "prompt": str(tmp_path / "prompt.txt"), **fields}
     rollouts = []
     for known_before in (False, True):
-        setup = setups(world, text_observation="caption", goal_source="oracle", seed=3)
+        setup = setups(world, **fields)
         service = ellm_ppo.make_service(setup.args, world)
         service.prepare()
         if known_before:
@@ -196,6 +205,7 @@ def test_collection_that_stops_at_unknown_scenes_equals_one_that_never_stops(set
         rollouts.append(collector.rollout)
     assert_equal_trees(*rollouts)
     assert np.asarray(rollouts[0].inputs.text).any(-1).all()
+    assert not model.prompts and not np.asarray(rollouts[0].inputs.goals).any()
 
 
 def test_goal_conditioned_policy_reads_only_goals_not_yet_reached(setups):
@@ -246,10 +256,21 @@ class Killed(Exception):
     """Stands for a kill in the middle of a run."""
 
 
-@pytest.mark.parametrize("fields", [{}, {"goal_conditioned": True, "text_observation": "caption"}], ids=["blind", "reads"])
-def test_resumed_run_ends_where_an_undisturbed_one_ends(monkeypatch, tmp_path, fields):
+class SilentModel(TableModel):
+    """Has no answer where the key can be seen."""
+
+    def answer(self, scene):
+        return None if "see key" in scene else super().answer(scene)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [(TableModel, {}), (TableModel, {"goal_conditioned": True, "text_observation": "caption"}), (SilentModel, {})],
+    ids=["blind", "reads", "silent"],
+)
+def test_resumed_run_ends_where_an_undisturbed_one_ends(monkeypatch, tmp_path, model, fields):
     settings = {"goal_form": "open", "total_timesteps": 4 * 8 * 6, "checkpoint_every": 3, **fields}
-    _, whole, whole_lines = train(monkeypatch, ToyWorld(), tmp_path, "whole", TableModel(), **settings)
+    _, whole, whole_lines = train(monkeypatch, ToyWorld(), tmp_path, "whole", model(), **settings)
 
     def kill(self, metrics):
         if metrics["update"] == 5:
@@ -260,10 +281,31 @@ def test_resumed_run_ends_where_an_undisturbed_one_ends(monkeypatch, tmp_path, f
     with monkeypatch.context() as patch:
         patch.setattr(ellm_ppo.Run, "log", kill)
         with pytest.raises(Killed):
-            train(monkeypatch, ToyWorld(), tmp_path, "killed", TableModel(), **settings)
-    _, resumed, resumed_lines = train(monkeypatch, ToyWorld(), tmp_path, "killed", TableModel(), **settings)
+            train(monkeypatch, ToyWorld(), tmp_path, "killed", model(), **settings)
+    _, resumed, resumed_lines = train(monkeypatch, ToyWorld(), tmp_path, "killed", model(), **settings)
     assert_equal_trees(whole, resumed)
     assert whole_lines == resumed_lines and len(whole_lines) == 6
+    assert any(line["steps_without_answer"] for line in whole_lines) == (model is SilentModel)
+
+
+def test_evidence_drops_the_needs_that_play_refutes_and_no_others(monkeypatch, tmp_path):
+    """The toy's captions say what happened: a key is taken where no door is seen, a wall kicked without a key."""
+    world = ToyWorld()
+    sensible = np.asarray([False, True, True, True])
+    needs = np.zeros((4, len(world.facts)), bool)
+    for goal, fact in (("take key", "see door"), ("kick wall", "have key"), ("open door", "have key")):
+        needs[world.captions.index(goal), world.facts.index(fact)] = True
+    learned = rules.Rules(sensible, needs, np.zeros((4, 0, len(world.facts)), bool))
+    monkeypatch.setattr(rules.RulesForm, "prepare", lambda self, answers: setattr(self, "rules", learned))
+    settings = {"goal_form": "rules", "prompt": str(rules.PROMPTS / "crafter_rules"), "total_timesteps": 4 * 8 * 20}
+    _, state, lines = train(monkeypatch, world, tmp_path, "evidence", TableModel(), evidence=True, **settings)
+    dropped = [line["needs_dropped"] for line in lines]
+    assert sorted(dropped) == dropped and dropped[-1] == 2
+    _, service, _ = ellm_ppo.load_run(tmp_path / "evidence")
+    left = np.asarray(service.tables.needs & ~state.refuted)
+    assert left[:4, 0].tolist() == [0, 0, 1 << world.facts.index("have key"), 0]
+    np.testing.assert_array_equal(service.tables.needs, left)  # what an evaluation sees
+    assert world.captions[1] == "take key" and int(state.refuted[1, 0]) == 1 << world.facts.index("see door")
 
 
 def test_every_source_and_seed_leads_elsewhere(monkeypatch, tmp_path):
@@ -318,9 +360,10 @@ def test_every_argument_is_read():
 
 def test_every_argument_is_explained():
     source = inspect.getsource(ellm_ppo.Args)
-    body = ast.parse(source).body[0].body
-    fields = [i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
-    assert all(isinstance(body[i + 1], ast.Expr) and isinstance(body[i + 1].value.value, str) for i in fields)
+    lines, body = source.split("\n"), ast.parse(source).body[0].body
+    for node, after in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign):
+            assert "  # " in lines[node.lineno - 1] or isinstance(after, ast.Expr), node.target.id
 
 
 @pytest.mark.parametrize(
@@ -329,7 +372,9 @@ def test_every_argument_is_explained():
         ({"env": "nowhere"}, "crafter"),
         ({"num_minibatches": 7}, "--num-minibatches 7"),
         ({"total_timesteps": 10}, "--total-timesteps 10"),
-        ({"goal_form": "open", "prompt": "missing.txt"}, "missing.txt"),
+        ({"goal_form": "rules", "prompt": "folder/missing"}, "missing_phrases_v1.txt"),
+        ({"goal_form": "rules", "evidence": True, "goal_source": "oracle"}, "--evidence"),
+        ({"llm_budget": -1}, "--llm-budget -1"),
         ({"llm": "missing.gguf"}, "missing.gguf"),
         ({"llm": "missing.sqlite"}, "missing.sqlite"),
         ({"num_steps": 512, "num_envs": 1}, "--num-steps 512"),

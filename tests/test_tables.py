@@ -11,11 +11,13 @@ from goals.tables import (
     GoalTables,
     SceneIndex,
     SceneTable,
+    drop_needs,
     embed_facts,
     embed_goals,
     hash_scenes,
     lookup,
     pack_bits,
+    refute_needs,
     suggest_by_rules,
     suggest_by_scene,
     unpack_bits,
@@ -72,8 +74,11 @@ def test_rules_equal_plain_python_on_random_masks():
     needs = rng.integers(0, 2**32, (40, 2), np.uint32) & rng.integers(0, 2**32, (40, 2), np.uint32)
     needs &= rng.integers(0, 2**32, (40, 2), np.uint32) & rng.integers(0, 2**32, (40, 2), np.uint32)
     any_of = np.where(rng.random((40, 1)) < 0.5, 0, 1 << rng.integers(0, 32, (40, 2))).astype(np.uint32)
+    sets = np.where(rng.random((40, 3, 1)) < 0.5, 0, rng.integers(0, 2**32, (40, 3, 2)) & rng.integers(0, 2**32, (40, 3, 2)))
+    sets = sets.astype(np.uint32) & rng.integers(0, 2**32, (40, 3, 2), np.uint32) & rng.integers(0, 2**32, (40, 3, 2), np.uint32)
     sensible = rng.random(40) < 0.7
-    tables = make_tables(needs=jnp.asarray(needs), any_of=jnp.asarray(any_of), sensible=jnp.asarray(sensible))
+    arrays = {"needs": needs, "alternatives": sets, "any_of": any_of, "sensible": sensible}
+    tables = make_tables(**{name: jnp.asarray(array) for name, array in arrays.items()})
     suggested = np.asarray(suggest_by_rules(tables, jnp.asarray(scenes)))
 
     def as_set(words):
@@ -81,13 +86,54 @@ def test_rules_equal_plain_python_on_random_masks():
 
     expected = [
         [
-            bool(sensible[g] and as_set(needs[g]) <= as_set(s) and (not as_set(any_of[g]) or as_set(any_of[g]) & as_set(s)))
+            bool(
+                sensible[g]
+                and as_set(needs[g]) <= as_set(s)
+                and all(as_set(some) & as_set(s) for some in (any_of[g], *sets[g]) if as_set(some))
+            )
             for g in range(40)
         ]
         for s in scenes
     ]
     assert suggested.tolist() == expected
     assert 0 < suggested.mean() < 1
+
+
+def test_needs_refuted_by_hand():
+    needs = jnp.asarray([[0, 0], [0b011, 1], [0b100, 0], [0b111, 0]], jnp.uint32)  # the last row belongs to no caption
+    sets = jnp.asarray([[[0, 0]] * 2, [[0b110000, 0], [0, 6]], [[0b110000, 0], [0, 6]], [[0b110000, 0]] * 2], jnp.uint32)
+    tables = make_tables(needs=needs, alternatives=sets)
+    captions = jnp.asarray([[1, 1], [0, 2]])
+    scenes = jnp.asarray([[[0b010001, 1], [0b100111, 2]], [[0, 0], [0b100, 4]]], jnp.uint32)
+    refuted = refute_needs(tables, captions, scenes)
+    assert refuted.tolist() == [[0, 0], [0b010, 0b111], [0b110000, 0], [0, 0]]
+    left = drop_needs(tables, refuted)
+    assert left.needs.tolist() == [[0, 0], [0b001, 0], [0b100, 0], [0b111, 0]]
+    assert left.alternatives[1:3].tolist() == [[[0b110000, 0], [0, 0]], [[0, 0], [0, 6]]]
+    assert drop_needs(tables, jnp.zeros((0, 2), jnp.uint32)) is tables
+
+
+def test_refuted_needs_equal_plain_python_on_random_play():
+    rng = np.random.default_rng(2)
+    needs, scenes = (rng.integers(0, 2**32, shape, np.uint32) for shape in ((32, 2), (40, 5, 2)))
+    scenes |= rng.integers(0, 2**32, (40, 5, 2), np.uint32) | rng.integers(0, 2**32, (40, 5, 2), np.uint32)
+    captions = rng.integers(0, 20, (40, 5))
+    sets = (1 << rng.integers(0, 32, (32, 3, 2))) | (1 << rng.integers(0, 32, (32, 3, 2)))
+    needs, sets = needs & 0xFFFF, sets.astype(np.uint32) & 0xFFFF0000  # so that it can be told which of them was refuted
+    tables = make_tables(needs=jnp.asarray(needs), alternatives=jnp.asarray(sets))
+    refuted = jax.jit(refute_needs)(tables, jnp.asarray(captions), jnp.asarray(scenes))
+    expected = np.zeros_like(needs)
+    for t in range(40):
+        for n in range(5):
+            for bit in range(64):
+                needed = needs[captions[t, n], bit // 32] >> bit % 32 & 1
+                if needed and not scenes[t, n, bit // 32] >> bit % 32 & 1:
+                    expected[captions[t, n], bit // 32] |= np.uint32(1 << bit % 32)
+            for some in sets[captions[t, n]]:
+                if not (some & scenes[t, n]).any():
+                    expected[captions[t, n]] |= some
+    np.testing.assert_array_equal(refuted, expected)
+    assert 0 < (expected[:20] & needs[:20] != needs[:20]).mean() < 1 and (expected >> 16).any() and not expected[20:].any()
 
 
 def test_suggestions_by_scene_read_only_what_the_prompt_tells():

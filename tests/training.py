@@ -4,6 +4,7 @@ from pathlib import Path
 
 import ellm_ppo
 import goals.service
+from goals.language_models import Usage
 
 PROMPT = "You explore a corridor.\n\nScene: $scene\nGoals:\n-"
 TINY = {
@@ -21,13 +22,17 @@ TINY = {
 class TableModel:
     """Suggest what suits the toy's scenes, and one goal that no caption equals; note every prompt."""
 
-    name = "table"
+    name, can_score = "table", False
 
     def __init__(self):
         self.prompts = []
+        self.usage = Usage()
 
     def generate(self, prompts, max_tokens, stop, temperature, seed):
         self.prompts.extend(prompts)
+        self.usage.prompt_tokens += 10 * len(prompts)
+        self.usage.generated_tokens += 3 * len(prompts)
+        self.usage.seconds += 0.5 * len(prompts)
         return [self.answer(prompt.split("Scene: ")[1].split("\n")[0]) for prompt in prompts]
 
     def answer(self, scene):
@@ -46,7 +51,7 @@ def train(monkeypatch, world, folder: Path, name: str, model=None, **fields):
         **{**TINY, "run_dir": str(folder / name), "store": str(folder / "store.sqlite"), "prompt": str(prompt), **fields}
     )
     monkeypatch.setattr(ellm_ppo, "make_args_world", lambda args: world)
-    monkeypatch.setattr(goals.service, "load_language_model", lambda spec: model)
+    monkeypatch.setattr(goals.service, "load_language_model", lambda spec, **options: model)
     summary = ellm_ppo.main(args)
     return summary, load_state(args, world), read_lines(folder / name)
 
@@ -57,9 +62,7 @@ def load_state(args, world):
     service.prepare()
     setup = ellm_ppo.make_setup(args, world, service)
     with ellm_ppo.Checkpoints(Path(args.run_dir) / "checkpoints") as checkpoints:
-        service.restore(checkpoints.host()["service"])
-        target = ellm_ppo.jax.eval_shape(ellm_ppo.partial(ellm_ppo.init_state, setup), service.tables)
-        state, _ = checkpoints.restore(target)
+        state, _ = ellm_ppo.restore(setup, service, checkpoints)
     service.close()
     return state
 
