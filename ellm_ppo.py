@@ -107,6 +107,9 @@ class Args:
     llm_budget: int = 0  # most questions put to a live model in the whole run; 0: no limit
     max_goal_tokens: int = 64  # longest answer of the open form [tokens]
     temperature: float = 0.0  # sampling temperature of the open form (the paper's: 0.1); 0: greedy
+    votes: int = 1  # lists drawn for each scene of the open form; a goal counts if more than half of them name it
+    closed_scoring: Literal["likelihood", "yes-no"] = "likelihood"  # how the closed form asks of each goal in a scene
+    closed_calibration: Literal["scene", "goal"] = "scene"  # a goal is compared with the others, or over scenes
     sentence_encoder: str = "all-MiniLM-L6-v2"
     """all-MiniLM-L6-v2, or a hub id or folder (the paper's: sentence-transformers/paraphrase-MiniLM-L3-v2)"""
 
@@ -884,6 +887,9 @@ def make_service(args: Args, world, on_progress: Callable[[int], None] = lambda 
         prompt_scope=args.prompt_scope,
         max_goal_tokens=args.max_goal_tokens,
         temperature=args.temperature,
+        votes=args.votes,
+        closed_scoring=args.closed_scoring,
+        closed_calibration=args.closed_calibration,
         seed=args.seed,
         encoder=args.sentence_encoder,
         embeds_goals=args.goal_conditioned,

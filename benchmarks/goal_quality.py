@@ -73,8 +73,16 @@ class Args:
     """dev: to choose by; test: to report"""
     prompt: str | None = None
     """as --prompt of ellm_ppo.py; for one form only"""
-    prompt_scope: Literal["full", "compact"] = "full"
+    prompt_scope: Literal["full", "compact"] = "compact"
     """how much of the scene the prompt tells"""
+    llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"
+    """what computes a .gguf file"""
+    llm_url: str | None = None
+    """OpenAI-compatible server to ask instead"""
+    closed_scoring: Literal["likelihood", "yes-no"] = "likelihood"
+    """as of ellm_ppo.py"""
+    closed_calibration: Literal["scene", "goal"] = "scene"
+    """as of ellm_ppo.py"""
     similarity_threshold: float = 0.99
     """cosine above which a goal means a caption"""
     every: int = 1
@@ -235,6 +243,10 @@ def run_args(args: Args, form: str) -> ellm_ppo.Args:
         llm=args.llm,
         prompt=args.prompt,
         prompt_scope=args.prompt_scope,
+        llm_engine=args.llm_engine,
+        llm_url=args.llm_url,
+        closed_scoring=args.closed_scoring,
+        closed_calibration=args.closed_calibration,
         similarity_threshold=args.similarity_threshold,
         store=str(args.store),
         num_steps=1,  # nothing is collected

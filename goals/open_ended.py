@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,29 +26,42 @@ STOP = ("\n\n",)
 class OpenEnded:
     """The form as the service sees it: a scene's sentence is the question, a list the answer.
 
-    prompts: the prompt's hash by name; prompt_hash and parameters are part of the stores' key. Raises UserError as `load_prompt`.
+    With `votes` above 1 each scene is answered so often, each time drawn with another seed, and a goal counts if more than half of
+    the lists name it. prompts: the prompt's hash by name; prompt_hash and parameters are part of the stores' key. Raises UserError
+    as `load_prompt`, or if votes could not differ.
     """
 
-    def __init__(self, world, prompt: str | os.PathLike | None = None, max_tokens=64, temperature=0.0, seed=0):
+    def __init__(self, world, prompt: str | os.PathLike | None = None, max_tokens=64, temperature=0.0, seed=0, votes=1):
         self._template, self.prompt_hash = load_prompt(prompt or PROMPTS / f"{world.name}_open_v2.txt")
         self.prompts = {"open": self.prompt_hash}
         self.parameters = {"max_tokens": max_tokens, "stop": list(STOP), "temperature": temperature}
+        if votes > 1 and not temperature > 0:
+            raise UserError(f"--votes {votes} without --temperature would draw {votes} times the same: give --temperature 0.7")
         if temperature > 0:
             self.parameters["seed"] = seed
-        self._seed = seed
+        if votes > 1:
+            self.parameters["votes"] = votes
+        self._seed, self._votes = seed, votes
 
     def prepare(self, answers: Callable) -> None:
         """Ask beforehand what the form needs to read answers: nothing."""
 
     def ask(self, model: LanguageModel, questions: Sequence[str]) -> list[str | None]:
-        """Return the raw answers, None where there is none."""
+        """Return the raw answers, None where there is none; several votes stand one under the other, a blank line between."""
         prompts = [render(self._template, question) for question in questions]
         max_tokens, temperature = self.parameters["max_tokens"], self.parameters["temperature"]
-        return model.generate(prompts, max_tokens=max_tokens, stop=STOP, temperature=temperature, seed=self._seed)
+        votes = [
+            model.generate(prompts, max_tokens=max_tokens, stop=STOP, temperature=temperature, seed=self._seed + vote)
+            for vote in range(self._votes)
+        ]
+        return [None if None in answers else STOP[0].join(answers) for answers in zip(*votes, strict=True)]
 
     def goals(self, raw: str) -> tuple[str, ...]:
-        """Read an answer as `parse_goals`."""
-        return parse_goals(raw)
+        """Read an answer as `parse_goals`, several votes as what more than half of them say."""
+        if self._votes == 1:
+            return parse_goals(raw)
+        votes = Counter(goal for answer in raw.split(STOP[0]) for goal in parse_goals(answer))
+        return tuple(goal for goal, count in votes.items() if 2 * count > self._votes)
 
 
 def load_prompt(path: str | os.PathLike, placeholders: Sequence[str] = ("scene",)) -> tuple[string.Template, str]:

@@ -12,9 +12,9 @@ class Recipe:
     closed_threshold: float
 
 
-DEFAULT = Recipe(sensible_threshold=0.67, need_threshold=1.38, closed_threshold=0.5)
+DEFAULT = Recipe(sensible_threshold=0.67, need_threshold=1.38, closed_threshold=1.2)
 # By the beginning of a model's name.
-RECIPES = {"gemma-3-270m": Recipe(sensible_threshold=1.06, need_threshold=2.35, closed_threshold=0.5)}
+RECIPES = {"gemma-3-270m": Recipe(sensible_threshold=1.06, need_threshold=2.35, closed_threshold=0.4)}
 
 
 def find_recipe(model: str) -> Recipe:

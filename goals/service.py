@@ -38,9 +38,9 @@ class GoalService:
 
     source: "llm", "oracle", "novelty", "uniform", "grounded" or "none". Of "llm" only: form ("rules", "open" or "closed"), llm,
     url and engine (as `load_language_model` reads them), budget (most questions put to a live model, 0: no limit), prompt,
-    resolve_mode ("exact", "async" or "replay"), on_missing ("error" or "no-goals"), prompt_scope, max_goal_tokens,
-    temperature, seed. embeds_goals and text_observation say which embeddings the policy reads. Raises UserError for a model,
-    prompt or store that is not there.
+    resolve_mode ("exact", "async" or "replay"), on_missing ("error" or "no-goals"), prompt_scope, and as the forms read them
+    max_goal_tokens, temperature, votes, closed_scoring, closed_calibration, seed. embeds_goals and text_observation say which
+    embeddings the policy reads. Raises UserError for a model, prompt or store that is not there.
     """
 
     def __init__(
@@ -60,6 +60,9 @@ class GoalService:
         prompt_scope: str = "full",
         max_goal_tokens: int = 64,
         temperature: float = 0.0,
+        votes: int = 1,
+        closed_scoring: str = "likelihood",
+        closed_calibration: str = "scene",
         seed: int = 0,
         encoder: str = "all-MiniLM-L6-v2",
         embeds_goals: bool = False,
@@ -79,9 +82,11 @@ class GoalService:
         if source == "llm":
             self._open_language_model(llm, url, engine, live=resolve_mode != "replay")
             if form == "open":
-                self._form = OpenEnded(world, prompt, max_goal_tokens, temperature, seed)
+                self._form = OpenEnded(world, prompt, max_goal_tokens, temperature, seed, votes)
+            elif form == "closed":
+                self._form = Closed(world, prompt, self.language_model, closed_scoring, closed_calibration)
             else:
-                self._form = {"closed": Closed, "rules": RulesForm}[form](world, prompt, self.language_model)
+                self._form = RulesForm(world, prompt, self.language_model)
         self.prompts: dict[str, str] = self._form.prompts if self._form else {}
         self._asker = Asker(self.language_model, self.store, self._model, self._recorded, budget, on_missing)
         self._asker.on_progress = lambda waiting: self.on_progress(waiting)
@@ -116,6 +121,9 @@ class GoalService:
         if live and (url or llm == GEMMA or not (forms or llm.endswith(".sqlite"))):
             self._model = load_language_model(llm, url=url, engine=engine)
             self.language_model = self._model.name
+            recorded = RECORDED.get((llm, self.form))
+            if recorded and recorded.exists() and Store(recorded, read_only=True).models() == [self.language_model]:
+                self._recorded = Store(recorded, read_only=True)
             return
         if not forms and not llm.endswith(".sqlite"):
             # A stored identity begins with the name of the model's file.
