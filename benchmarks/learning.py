@@ -1,15 +1,18 @@
-"""Run the learning curves of the README, one process at a time, and draw them: python benchmarks/learning.py.
+"""Run a suite of learning curves, one process at a time, and draw them: python benchmarks/learning.py --suite learning.
 
-A run that is finished is not run again, one that was interrupted goes on. Writes results/learning.json and results/learning.png.
+A run that is finished is not run again, one that was interrupted goes on. Each has a store of its own, so that all begin with what
+ships. Writes results/<suite>.json and results/<suite>.png.
 """
 
 import dataclasses
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -19,35 +22,51 @@ sys.path.insert(0, str(ROOT))
 from lab.plots import compare_curves  # noqa: E402
 from lab.run import read_config, read_json, read_metrics, write_json  # noqa: E402
 
-RUNS = {
-    "oracle, effect captions": ["--goal-source", "oracle", "--captions", "effect", "--total-timesteps", "5000000"],
-    "ELLM, recorded rules of a 1.5B model": ["--goal-source", "llm", "--total-timesteps", "1500000"],
-    "oracle": ["--goal-source", "oracle", "--total-timesteps", "1500000"],
-    "grounded, no language model": ["--goal-source", "grounded", "--total-timesteps", "1500000"],
-    "novelty": ["--goal-source", "novelty", "--total-timesteps", "1500000"],
-    "the game's own reward": ["--goal-source", "none", "--total-timesteps", "1500000"],
+SHORT = ["--total-timesteps", "1500000"]
+CLOSED = ["--llm", "gemma3-270m", "--goal-form", "closed", "--prompt-scope", "compact", "--total-timesteps", "200000"]
+SUITES = {
+    "learning": {
+        "oracle, effect captions": ["--goal-source", "oracle", "--captions", "effect", "--total-timesteps", "5000000"],
+        "ELLM, recorded rules of a 1.5B model": SHORT,
+        "ELLM, recorded rules of a 270M model": ["--llm", "gemma3-270m", "--resolve", "replay", *SHORT],
+        "oracle": ["--goal-source", "oracle", *SHORT],
+        "grounded, no language model": ["--goal-source", "grounded", *SHORT],
+        "novelty": ["--goal-source", "novelty", *SHORT],
+        "the game's own reward": ["--goal-source", "none", *SHORT],
+    },
+    "resolve_modes": {
+        "exact: the run waits for answers": [*CLOSED, "--resolve", "exact"],
+        "async: answers come when they come": [*CLOSED, "--resolve", "async"],
+        "replay: recorded answers only": [*CLOSED, "--resolve", "replay", "--on-missing", "no-goals"],
+    },
 }
-POINTS = (100_000, 250_000, 500_000, 1_000_000, 1_500_000, 2_500_000, 5_000_000)
+POINTS = (100_000, 200_000, 250_000, 500_000, 1_000_000, 1_500_000, 2_500_000, 5_000_000)
 WINDOW = 50_000
+REPORTED = (
+    *("sps", "wall_seconds", "compile_seconds", "host_share", "scenes", "store_hits", "unanswered", "steps_without_answer"),
+    *("queries", "prompt_tokens", "generated_tokens", "language_model_seconds", "per_million_steps"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Run what is missing, then report."""
 
+    suite: Literal["learning", "resolve_modes"] = "learning"
+    """which curves"""
     runs: Path = ROOT / "runs" / "learning"
     """where the runs' directories are"""
     only: tuple[str, ...] = ()
     """names of the runs wanted; default: all"""
     seed: int = 1
     """seed of every run"""
-    out: Path = ROOT / "results" / "learning"
-    """path of the JSON and the PNG, without ending"""
+    out: Path | None = None
+    """path of the JSON and the PNG, without ending; default: results/<suite>"""
 
 
 def run_dir(args: Args, name: str) -> Path:
     """Return the directory of a run."""
-    return args.runs / f"{name.replace(',', '').replace(' ', '-')}-s{args.seed}"
+    return args.runs / f"{re.sub(r'[,:]', '', name).replace(' ', '-')}-s{args.seed}"
 
 
 def means(lines: list[dict]) -> dict[str, float]:
@@ -63,26 +82,27 @@ def means(lines: list[dict]) -> dict[str, float]:
 
 def main(args: Args) -> None:
     """Run, print the table, write it and draw the curves."""
-    rows = {}
-    for name in args.only or RUNS:
+    rows, runs = {}, SUITES[args.suite]
+    for name in args.only or runs:
         directory = run_dir(args, name)
-        flags = [*RUNS[name], "--seed", str(args.seed), "--store", str(args.runs / "store.sqlite")]
+        flags = [*runs[name], "--seed", str(args.seed), "--store", f"{directory}.sqlite"]
         if not (directory / "summary.json").exists():
             subprocess.run([sys.executable, ROOT / "ellm_ppo.py", *flags, "--run-dir", directory], check=True)
         summary, config = read_json(directory / "summary.json"), read_config(directory)
         rows[name] = {
-            "command": f"python ellm_ppo.py {' '.join(RUNS[name])} --seed {args.seed}",
+            "command": f"python ellm_ppo.py {' '.join(runs[name])} --seed {args.seed}",
             "achievements_per_episode": means(read_metrics(directory)),
             "evaluation": summary["evaluation"],
-            **{key: summary[key] for key in ("sps", "wall_seconds", "compile_seconds", "host_share", "queries", "store_hits")},
+            **{key: summary[key] for key in REPORTED},
             "git_commit": config["git_commit"],
             "git_dirty": config["git_dirty"],
         }
         print(f"{name}: {json.dumps(rows[name]['achievements_per_episode'])}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    out = args.out or ROOT / "results" / args.suite
+    out.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} x {platform.machine()} CPU"
-    write_json(args.out.with_suffix(".json"), {"machine": machine, "window": WINDOW, "seed": args.seed, "runs": rows})
-    compare_curves({name: run_dir(args, name) for name in rows}, args.out.with_suffix(".png"))
+    write_json(out.with_suffix(".json"), {"machine": machine, "window": WINDOW, "seed": args.seed, "runs": rows})
+    compare_curves({name: run_dir(args, name) for name in rows}, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
