@@ -7,7 +7,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from goals.open_ended import MAX_GOAL_LENGTH, MAX_GOALS, PROMPTS, load_prompt, parse_goals, render
+from goals.open_ended import MAX_GOAL_LENGTH, MAX_GOALS, PROMPTS, OpenEnded, load_prompt, parse_goals, render
 from goals.sentence_encoder import normalise_goal
 from lab.errors import UserError
 from worlds.crafter import FACTS, Crafter
@@ -138,3 +138,33 @@ def test_a_prompt_is_the_same_under_other_line_ends(tmp_path):
         path.write_bytes(content)
         rendered.append(render(load_prompt(path)[0], "You see nothing."))
     assert rendered == ["Hints:\nYou see nothing. $\n-"] * 2
+
+
+class Lists:
+    """A model whose lists depend on the seed."""
+
+    def __init__(self, *lists):
+        self.lists, self.seeds = lists, []
+
+    def generate(self, prompts, max_tokens, stop, temperature, seed):
+        self.seeds.append(seed)
+        return [self.lists[seed] for _ in prompts]
+
+
+def test_votes_are_drawn_with_a_seed_each_and_the_majority_counts(world):
+    form = OpenEnded(world, temperature=0.7, votes=3)
+    model = Lists(" eat cow\n- chop tree", " Chop tree.\n- mine stone", " eat cow\n- eat cow\n- fly")
+    (raw,) = form.ask(model, ["You see cow."])
+    assert model.seeds == [0, 1, 2]
+    assert form.goals(raw) == ("eat cow", "chop tree")
+    assert form.parameters["votes"] == 3 and "votes" not in OpenEnded(world).parameters
+
+
+def test_a_vote_without_an_answer_leaves_the_scene_unanswered(world):
+    form = OpenEnded(world, temperature=0.7, votes=2)
+    assert form.ask(Lists(" eat cow", None), ["You see cow."]) == [None]
+
+
+def test_votes_that_cannot_differ_are_refused(world):
+    with pytest.raises(UserError, match="--temperature"):
+        OpenEnded(world, votes=3)
