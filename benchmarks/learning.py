@@ -93,7 +93,7 @@ def main(args: Args) -> None:
             "command": f"python ellm_ppo.py {' '.join(runs[name])} --seed {args.seed}",
             "achievements_per_episode": means(read_metrics(directory)),
             "evaluation": summary["evaluation"],
-            **{key: summary[key] for key in REPORTED},
+            **{key: summary[key] for key in REPORTED if key in summary},
             "git_commit": config["git_commit"],
             "git_dirty": config["git_dirty"],
         }
