@@ -1,6 +1,6 @@
 """Ask a language model beforehand what runs will ask it, and keep its answers, and the captions' embeddings, in a store.
 
-    python -m goals.record --llm model.gguf --store mine.sqlite                                  the rules: some 2,200 questions
+    python -m goals.record --llm model.gguf --store mine.sqlite                                  the rules: some 2,100 questions
     python -m goals.record --llm model.gguf --store mine.sqlite --form open --scenes scenes.txt  a list for each scene of a file
     python -m goals.record --llm model.gguf --store new.sqlite --compare mine.sqlite             ask anew and compare
 
@@ -38,6 +38,10 @@ class Args:
     """the store the answers go to"""
     form: Literal["rules", "open", "closed"] = "rules"
     """what to ask"""
+    closed_scoring: Literal["likelihood", "yes-no"] = "likelihood"
+    """how the closed form asks of each goal in a scene"""
+    closed_calibration: Literal["scene", "goal"] = "scene"
+    """goal: ask about the published scenes too"""
     scenes: Path | None = None
     """sentences of scenes, one a line, the most important first (forms open and closed)"""
     env: str = "crafter"
@@ -73,7 +77,10 @@ def main(args: Args) -> dict[str, float]:
         if args.form == "rules":
             RulesForm(world, args.prompt, model.name).prepare(asker.answers)
         else:
-            form = OpenEnded(world, args.prompt) if args.form == "open" else Closed(world, args.prompt, model.name)
+            if args.form == "open":
+                form = OpenEnded(world, args.prompt)
+            else:
+                form = Closed(world, args.prompt, model.name, args.closed_scoring, args.closed_calibration)
             form.prepare(asker.answers)
             asker.answers(form.prompt_hash, form.parameters, scenes, form.ask)
         encoder = load_sentence_encoder(args.sentence_encoder)

@@ -6,7 +6,7 @@ import pytest
 
 import ellm_ppo
 from goals.service import RECORDED
-from goals.store import Store
+from goals.store import Answer, Store
 from lab import evaluate
 from lab.run import read_metrics
 
@@ -24,7 +24,7 @@ def test_default_run_learns_from_recorded_rules_and_is_evaluated_and_filmed(tmp_
     summary = ellm_ppo.main(args)
     assert "recorded answers of qwen2.5-coder-1.5b" in capsys.readouterr().out.splitlines()[0]
     assert summary.keys() >= SUMMARY and len(summary["success_rates"]) == 22
-    assert summary["queries"] == 0 and summary["store_hits"] > 3000 and summary["steps_without_answer"] == 0
+    assert summary["queries"] == 0 and summary["store_hits"] > 2000 and summary["steps_without_answer"] == 0
     assert json.loads((run_dir / "summary.json").read_text()) == summary
     assert {p.name for p in run_dir.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "film.gif", "curve.png"}
     statistics = evaluate.main(evaluate.Args(run_dir=str(run_dir), episodes=2))
@@ -51,10 +51,15 @@ def test_a_real_model_is_asked_once_and_its_answers_serve_the_next_run(tmp_path)
     assert first_lines == second_lines
 
 
-def test_recorded_answers_are_there():
-    for path in RECORDED.values():
-        with Store(path, read_only=True) as store:
-            assert len(store.models()) == 1 and store.count()["answers"] > 3000
+@pytest.mark.parametrize(("llm", "form"), RECORDED)
+def test_recorded_answers_are_whole(llm, form):
+    """All rules; of the 1.5B model's lists and likelihoods those of at least 3,000 scenes."""
+    with Store(RECORDED[llm, form], read_only=True) as store:
+        assert len(store.models()) == 1 and not store.verify()[1]
+        asked = {"rules": "yes-no", "open": "max_tokens", "closed": "likelihood"}[form]
+        number = sum(isinstance(row, Answer) and asked in row.parameters for row in store.rows())
+    assert number >= {"rules": 2138, "open": 500, "closed": 500}[form]
+    assert number >= 3000 or form == "rules" or llm != "qwen2.5-coder-1.5b"
 
 
 @pytest.mark.slow

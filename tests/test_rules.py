@@ -13,7 +13,6 @@ from hypothesis.extra.numpy import arrays
 
 from goals import rules
 from goals.asking import Asker
-from goals.language_models import load_language_model
 from goals.open_ended import PROMPTS
 from goals.packing import unpack_scores
 from goals.recipes import DEFAULT, RECIPES, Recipe, find_recipe
@@ -31,16 +30,16 @@ CRAFTER_PROMPTS = PROMPTS / "crafter_rules"
 
 
 class Village:
-    """A world of words: four pairs and sleep; lava has no caption and hunger is never told. No thing is of several kinds."""
+    """A world of words: four pairs and sleep. Lava has no caption, gold is never told, and no thing is of several kinds."""
 
     name = "village"
     captions = ("nothing", "mine stone", "mine cow", "make stone", "make cow", "sleep")
-    facts = ("see stone", "see cow", "see lava", "facing stone", "have wood", "hungry", "sleepy")
-    num_scene_words = 1
+    facts = ("see stone", "see cow", "see lava", "facing stone", "have wood", "have gold", "sleepy")
+    num_scene_words, told = 1, 0b1011111
     in_view = {"mine stone": 0, "mine cow": 1}
 
     def prompt_mask(self, scope):
-        return np.array([0b1011111], np.uint32)
+        return np.array([self.told], np.uint32)
 
     def in_view_masks(self):
         masks = np.zeros((len(self.captions), 1), np.uint32)
@@ -50,10 +49,11 @@ class Village:
 
 
 class Smithy(Village):
-    """A world with axes of two kinds."""
+    """A world with axes of two kinds, which tells all there is."""
 
+    told = 0b111111
     captions = ("nothing", "mine stone", "place table", "make wood axe", "make iron axe", "sleep")
-    facts = ("see stone", "see table", "have wood axe", "have wood", "have iron axe", "have iron", "sleepy")
+    facts = ("see stone", "see table", "have wood axe", "have wood", "have iron axe", "have iron")
     in_view = {"mine stone": 0}
 
 
@@ -81,29 +81,32 @@ def shown_examples(kind):
 # What is asked
 
 
-def test_every_fact_a_prompt_tells_may_be_needed(crafter):
+def test_what_a_prompt_says_is_seen_or_held_may_be_needed(crafter):
     facts = rules.asked_facts(crafter)
-    assert len(facts) == 26 and facts[0] == "see zombie" and facts[-1] == "sleepy"
-    assert not {"see lava", "see path", "see ripe plant", "hungry"} & set(facts)
-    assert not any(fact.startswith("facing") for fact in facts)
-    assert rules.asked_facts(Village()) == ("see stone", "see cow", "have wood", "sleepy")
+    assert len(facts) == 25 and facts[0] == "see zombie" and facts[-1] == "have iron sword"
+    assert not {"see lava", "see path", "see ripe plant"} & set(facts)
+    assert {fact.split(" ")[0] for fact in facts} == {"see", "have"}
+    assert rules.asked_facts(Village()) == ("see stone", "see cow", "have wood")
 
 
 def test_goals_are_asked_once_and_the_best_about_their_needs(crafter, store):
-    model = ScriptedModel(lambda prompt: 3.0 * any(pair in last_line(prompt) for pair in MEANINGFUL))
+    model = ScriptedModel(
+        lambda prompt: 3.0 * any(pair in last_line(prompt) for pair in MEANINGFUL),
+        lambda prompt, candidate: 3.0 * (candidate[1:-1] in MEANINGFUL),
+    )
     form = RulesForm(crafter)
     form.prepare(Asker(model.name, store, model).answers)
     phrases, wordings, needs = model.asked[:9], model.asked[9 : 9 + 7 * 134], model.asked[9 + 7 * 134 :]
     assert phrases[0].endswith("For example, the player can") and not any("$" in prompt for prompt in model.asked)
     assert model.candidates[:4] == [" mine zombie.", " mine zombie\n", " mine zombie,", " mine skeleton."]
-    assert len(set(wordings)) == 7 * 134 and len(set(needs)) == len(needs) == 48 * 26
+    assert len(set(wordings)) == 7 * 134 and len(set(needs)) == len(needs) == 48 * 25
     assert last_line(wordings[0]) == "Action: mine zombie. Makes sense?"
     asked = {last_line(prompt).split("Goal: ")[1].split(".")[0] for prompt in needs}
     worst_asked = min(score for goal, score in zip(form.goals, form.sensible, strict=True) if goal in asked)
     best_unasked = max(score for goal, score in zip(form.goals, form.sensible, strict=True) if goal not in asked)
     assert len(asked) == GOALS_WITH_NEEDS and worst_asked >= best_unasked and set(MEANINGFUL) <= asked
     RulesForm(crafter).prepare(Asker(model.name, store, model).answers)
-    assert len(model.asked) == 9 + 7 * 134 + 48 * 26
+    assert len(model.asked) == 9 + 7 * 134 + 48 * 25
 
 
 def test_what_is_kept_of_a_phrase_is_how_likely_a_goal_is_with_any_ending(store):
@@ -133,14 +136,14 @@ LAST_LINES = {
 }
 # Of the file, and of the prompt for "make wood pickaxe: see crafting table". A published prompt never changes.
 HASHES = {
-    "sensible": ("2587931f204223a8", "?"),
-    "possible": ("392c8ca195446322", "?"),
-    "useful": ("?", "?"),
-    "known": ("?", "?"),
-    "aimed": ("?", "?"),
-    "gainful": ("?", "?"),
-    "described": ("?", "?"),
-    "needs": ("59fc028f5b650a2c", "?"),
+    "sensible": ("2587931f204223a8", "a522272fc3d59bcc"),
+    "possible": ("392c8ca195446322", "62833fe1deb233d9"),
+    "useful": ("88d930564334f21e", "11383a8ef6310f8b"),
+    "known": ("de889ef283b1b70f", "e6c7c7b069b0187d"),
+    "aimed": ("c44094ffec4150e8", "b09f0d38f62b8fee"),
+    "gainful": ("cdde975814726035", "dae82d31d7691a37"),
+    "described": ("013430af414c4c6f", "43cbd5718551f474"),
+    "needs": ("59fc028f5b650a2c", "49b64f1ad7792f4a"),
 }
 
 
@@ -159,7 +162,7 @@ def test_phrases_render_as_published(crafter):
     assert len(model.asked) == 9 and model.asked[1] == "Minecraft guide. How to"
     assert model.asked[7] == "Question: What can you do in Minecraft?\nAnswer: In Minecraft you can"
     rendered = hashlib.sha256("\n\n".join(model.asked).encode()).hexdigest()[:16]
-    assert (form.prompts["phrases"], rendered) == ("e6247f82c3bafdf5", "?")
+    assert (form.prompts["phrases"], rendered) == ("e6247f82c3bafdf5", "ecf54353b315449f")
     # Part of the key of what was recorded.
     assert rules.hash_texts(form.goals) == "f802f1bb094bdbc2"
 
@@ -209,7 +212,7 @@ def test_centring_takes_out_rows_and_columns_and_ignores_gaps():
     gap = rules.centre(np.array([[1.0, 3.0], [np.nan, 5.0], [4.0, 4.0]]))
     # Row means 2 and 4, and 17/5 of all for the lone 5, leave [-1, 1], [-, 1.6], [0, 0]; column means are then -1/2, 2.6/3.
     np.testing.assert_allclose(gap, [[-1 / 2, 0.4 / 3], [np.nan, 2.2 / 3], [1 / 2, -2.6 / 3]])
-    assert rules.centre(np.full((2, 2), np.nan)).shape == rules.centre(np.zeros((0, 0))).shape[:0] + (2, 2)
+    assert np.isnan(rules.centre(np.full((2, 3), np.nan))).all() and rules.centre(np.zeros((0, 0))).shape == (0, 0)
 
 
 def test_pairs_are_compared_by_verb_and_noun():
@@ -323,13 +326,6 @@ def compiled(world, needs, sensible=None, recipe=RECIPE):
     return found, named, {goal: [{world.facts[i] for i in np.flatnonzero(s)} for s in sets[goal] if s.any()] for goal in asked}
 
 
-class TalkativeSmithy(Smithy):
-    """The smithy, where all facts are told."""
-
-    def prompt_mask(self, scope):
-        return np.array([0b1111111], np.uint32)
-
-
 def test_what_makes_sense_is_what_stands_out():
     found, _, _ = compiled(Village(), {"sleep": {}}, sensible=[0.6, 0.5, np.nan, -3.0, 0.51])
     assert found.sensible.tolist() == [False, True, False, False, False, True]
@@ -338,16 +334,16 @@ def test_what_makes_sense_is_what_stands_out():
 
 def test_of_what_must_be_in_view_only_things_to_have_are_needed():
     said = dict.fromkeys(Smithy.facts, 5.0) | {"have wood": 0.9}
-    _, named, sets = compiled(TalkativeSmithy(), {"mine stone": said, "sleep": said})
+    _, named, sets = compiled(Smithy(), {"mine stone": said, "sleep": said})
     assert named["mine stone"] == {"have iron"}
-    assert named["sleep"] == {"see stone", "see table", "have iron", "sleepy"}
+    assert named["sleep"] == {"see stone", "see table", "have iron"}
     assert sets["mine stone"] == sets["sleep"] == [{"have wood axe", "have iron axe"}]
 
 
 def test_kinds_of_a_thing_are_alternatives_but_not_for_their_own_kind():
     wood, iron = {"have wood axe": 2.5, "have iron axe": 0.1}, {"have wood axe": 2.5, "have iron axe": -0.6}
     axes = {"have wood axe": 9.0, "have iron axe": 9.0, "see table": 2.0, "have wood": 3.0}
-    _, named, sets = compiled(TalkativeSmithy(), {"mine stone": wood, "place table": iron, "make iron axe": axes})
+    _, named, sets = compiled(Smithy(), {"mine stone": wood, "place table": iron, "make iron axe": axes})
     assert sets == {"mine stone": [{"have wood axe", "have iron axe"}], "place table": [], "make iron axe": []}
     # A kind is never needed by itself, nor the likeliest thing to have.
     assert named["mine stone"] == set() and named["make iron axe"] == {"see table", "have wood"}
@@ -356,7 +352,7 @@ def test_kinds_of_a_thing_are_alternatives_but_not_for_their_own_kind():
 
 def test_what_is_made_or_placed_needs_the_likeliest_thing_and_not_to_see_itself():
     said = {"see table": 5.0, "see stone": 2.0, "have wood": -1.0, "have iron": -2.0}
-    _, named, _ = compiled(TalkativeSmithy(), {"place table": said, "make wood axe": said, "mine stone": said, "sleep": said})
+    _, named, _ = compiled(Smithy(), {"place table": said, "make wood axe": said, "mine stone": said, "sleep": said})
     assert named["place table"] == {"see stone", "have wood"}
     assert named["make wood axe"] == {"see stone", "see table", "have wood"}
     assert named["mine stone"] == set() and named["sleep"] == {"see stone", "see table"}
@@ -365,26 +361,26 @@ def test_what_is_made_or_placed_needs_the_likeliest_thing_and_not_to_see_itself(
 def test_a_missing_answer_is_no_need():
     axes = {"have wood axe": 9.0, "have iron axe": np.nan, "have wood": np.nan, "have iron": -3.0, "see table": np.nan}
     nothing = dict.fromkeys(Smithy.facts, np.nan)
-    _, named, sets = compiled(TalkativeSmithy(), {"mine stone": axes, "place table": axes, "make iron axe": nothing})
+    _, named, sets = compiled(Smithy(), {"mine stone": axes, "place table": axes, "make iron axe": nothing})
     assert named == {"mine stone": set(), "place table": {"have iron"}, "make iron axe": set()}
     assert not any(sets.values())
 
 
 def test_a_world_without_kinds_has_no_alternatives():
-    found, named, _ = compiled(Village(), {"make cow": {"see stone": 2.0, "see cow": 2.0}, "sleep": {"sleepy": 2.0}})
+    found, named, _ = compiled(Village(), {"make cow": {"see stone": 2.0, "see cow": 2.0}, "sleep": {"have wood": 2.0}})
     assert found.alternatives.shape == (6, 0, 7)
-    assert named == {"make cow": {"see stone", "have wood"}, "sleep": {"sleepy"}}
-    assert rules.pack_facts(Village(), found.needs).tolist() == [[0], [0], [0], [0], [0b10001], [1 << 6]]
+    assert named == {"make cow": {"see stone", "have wood"}, "sleep": {"have wood"}}
+    assert rules.pack_facts(Village(), found.needs).tolist() == [[0], [0], [0], [0], [0b10001], [0b10000]]
     assert rules.pack_facts(Village(), found.alternatives).shape == (6, 0, 1)
 
 
 @settings(max_examples=50, deadline=None)
-@given(arrays(np.float64, (5, 7), elements=st.floats(-5, 5) | st.just(np.nan)), arrays(np.float64, 5, elements=st.floats(-5, 5)))
+@given(arrays(np.float64, (5, 6), elements=st.floats(-5, 5) | st.just(np.nan)), arrays(np.float64, 5, elements=st.floats(-5, 5)))
 def test_any_scores_compile(needs, sensible):
-    world = TalkativeSmithy()
+    world = Smithy()
     found = rules.compile_rules(world, sensible, world.captions[1:], world.facts, needs, RECIPE)
     axes = np.array([fact.endswith("axe") for fact in world.facts])
-    assert found.alternatives.shape == (6, 1, 7) and found.alternatives.dtype == found.needs.dtype == found.sensible.dtype == bool
+    assert found.alternatives.shape == (6, 1, 6) and found.alternatives.dtype == found.needs.dtype == found.sensible.dtype == bool
     assert not (found.needs & axes[None]).any() and not (found.alternatives & ~axes[None, None]).any()
     assert not found.alternatives[3:5].any() and not found.sensible[0] and not found.needs[0].any()
 
@@ -400,18 +396,20 @@ def test_facts_are_packed_as_the_world_packs_scenes(crafter):
 
 # From questions to rules
 
+SENSIBLE = ("mine stone", "make cow", "sleep")
+
 
 def knows(prompt):
     """Answer as one who knows the village, and prefers some words."""
     line = last_line(prompt)
     if "Needed" in line:
-        needs = ("make cow. Needed: see cow", "make cow. Needed: have wood", "mine cow. Needed: have wood", "sleep. Needed: sleepy")
-        return 4.0 * any(need in line for need in needs) - 2.0 * ("see" in line) - ("mine" in line)
-    return 3.0 * any(goal in line for goal in ("mine stone", "make cow", "sleep")) + 2.0 * ("stone" in line) - 6.0
+        needs = ("make cow. Needed: have wood", "make stone. Needed: see cow", "sleep. Needed: see stone")
+        return 6.0 * any(need in line for need in needs) - 2.0 * ("see" in line) - ("mine" in line)
+    return 3.0 * any(goal in line for goal in SENSIBLE) + ("sleep" in line) + ("stone" in line) - 6.0
 
 
 def likely(prompt, candidate):
-    return 5.0 * any(goal in candidate for goal in ("mine stone", "make cow", "sleep")) - 4.0 * ("make" in candidate) - 20
+    return 5.0 * any(goal in candidate for goal in SENSIBLE) + ("sleep" in candidate) - ("make" in candidate) - 20
 
 
 @pytest.mark.parametrize("can_score", [True, False])
@@ -419,13 +417,13 @@ def test_a_model_that_knows_the_world_gives_its_rules(store, can_score):
     model = ScriptedModel(knows, likely, can_score=can_score)
     form = RulesForm(Village(), CRAFTER_PROMPTS, recipe=RECIPE)
     form.prepare(Asker(model.name, store, model).answers)
-    assert [c for c, yes in zip(Village.captions, form.rules.sensible, strict=True) if yes] == ["mine stone", "make cow", "sleep"]
+    assert [goal for goal, yes in zip(Village.captions, form.rules.sensible, strict=True) if yes] == list(SENSIBLE)
     needs = {c: {Village.facts[i] for i in np.flatnonzero(n)} for c, n in zip(Village.captions, form.rules.needs, strict=True)}
-    assert needs["make cow"] == {"see cow", "have wood"} and needs["mine cow"] == {"have wood"} and needs["sleep"] == {"sleepy"}
+    assert needs["make cow"] == {"have wood"} and needs["make stone"] >= {"see cow"} and needs["sleep"] == {"see stone"}
     # All there is to know is in the store, also of a model that cannot score phrases.
     again, replay = RulesForm(Village(), CRAFTER_PROMPTS, recipe=RECIPE), Asker(model.name, store)
     again.prepare(replay.answers)
-    assert replay.usage.unanswered == 0 and replay.usage.store_hits == 9 + 7 * 5 + 5 * 4
+    assert replay.usage.unanswered == 0 and replay.usage.store_hits == 9 + 7 * 5 + 5 * 3
     np.testing.assert_array_equal(again.sensible, form.sensible)
     np.testing.assert_array_equal(again.rules.needs, form.rules.needs)
 
@@ -441,7 +439,7 @@ def test_what_got_no_answer_is_asked_again(store):
     assert form.rules.sensible[1] and not form.rules.needs[:, 1].any()
     again = ScriptedModel(knows, likely)
     form.prepare(Asker(model.name, store, again).answers)
-    assert len(again.asked) == 6 and form.rules.needs[4, 1]
+    assert len(again.asked) == 6 and form.rules.needs[3, 1]
 
 
 def test_without_any_answer_there_are_no_goals(store):

@@ -337,6 +337,38 @@ def test_replay_finds_the_stored_answers_of_a_model_file(make_service):
     assert replayed.language_model == model.name and "stored answers of model.gguf" in replayed.describe()
 
 
+class FirstLetters:
+    """A closed form as plain as can be: an answer names the captions, by their first letters."""
+
+    prompts, prompt_hash, parameters = {"closed": "0123"}, "0123", {"form": "letters"}
+
+    def __init__(self, world, *options):
+        self.world, self.prepared = world, None
+
+    def prepare(self, answers):
+        self.prepared = answers(self.prompt_hash, self.parameters, ["calibration"], self.ask)
+
+    def ask(self, model, questions):
+        model.prompts.extend(questions)
+        return [None if "stand at 2" in question else "tk" if "see key" in question else "o" for question in questions]
+
+    def goals(self, raw):
+        return tuple(caption for caption in self.world.captions if caption[0] in raw)
+
+
+def test_forms_are_of_one_shape(make_service, monkeypatch):
+    monkeypatch.setattr(goals.service, "Closed", FirstLetters)
+    model = TableModel()
+    service = make_service(model, form="closed")
+    assert model.prompts == ["calibration"] and service._form.prepared == {"calibration": "o"} and service.num_goals == 32
+    service.resolve(SCENES[:2])
+    assert suggested(service, SCENES[:2]) == [{"take key", "kick wall"}, {"open door"}]
+    in_background = make_service(model, form="closed", resolve_mode="async")
+    assert in_background.exchange(SCENES[:3]) and model.prompts.count("calibration") == 1
+    in_background.finish(drain=True)
+    assert suggested(in_background, SCENES[:3])[2] == {"take key", "kick wall"} and len(model.prompts) == 4
+
+
 # Whole runs
 
 
