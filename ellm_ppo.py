@@ -74,9 +74,7 @@ class Args:
     # The world
     env: str = "crafter"  # world to live in
     actions: Literal["pairs", "base"] = "pairs"  # pairs: the paper's 139 verb-noun actions; base: the game's own 17
-    captions: Literal["attempt", "effect"] = (
-        "attempt"  # what gets a caption: the thing is at hand (the paper's), or it has an effect
-    )
+    captions: Literal["attempt", "effect"] = "attempt"  # attempt: the thing was at hand (the paper's); effect: it really happened
     game_rules: Literal["paper", "craftax"] = "paper"  # paper: 400 steps, mobs fall at one hit; craftax: the game's own rules
     observation: Literal["symbolic", "pixels"] = "symbolic"  # what the policy sees of the world
 
