@@ -218,31 +218,27 @@ class Transformers:
         except ImportError:
             raise UserError(f"model {spec} needs transformers: pip install transformers torch") from None
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+        precision = "bfloat16" if _multiplies_bfloat16() else "float32"
         transformers.utils.logging.disable_progress_bar()
-        path = Path(spec)
+        path, folder = Path(spec), spec
+        mend = f"check the name and the network, or give --llm {GEMMA}"
         is_gguf = path.suffix.lower() == ".gguf"
-        folder = _converted(path, dtype) if is_gguf else spec
+        if is_gguf:
+            _check_is_file(path)
+            identity = _gguf_identity(path)
+            folder = MODEL_CACHE.expanduser() / f"{identity.rpartition('@')[2]}-{precision}"
+            mend = f"delete {folder}, and it is made again"
+            _convert_once(path, precision, folder)
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=precision).to(device).eval()
         except Exception as error:
-            raise UserError(
-                f"language model {spec} is no folder or GGUF file here and cannot be had from the hub "
-                f"({_first_line(error)}): check the name and the network, or give --llm {GEMMA}"
-            ) from None
-        self._model = SharedPrefixModel(model, self._tokenizer(SAMPLE)["input_ids"])
-        precision = str(dtype).removeprefix("torch.")
+            raise UserError(f"language model {spec} cannot be loaded ({_first_line(error)}): {mend}") from None
         if is_gguf:
-            self.name = f"{_gguf_identity(path)},transformers,{precision}"
+            self.name = f"{identity},transformers,{precision}"
         else:
-            if path.is_dir():
-                files = sorted(p for p in path.rglob("*") if p.is_file())
-                self.name = f"{path.resolve().name}@{_sha256(files)[:16]}"
-            else:
-                self.name = f"{spec}@{model.config._commit_hash}"
-            if dtype != torch.float32:
-                self.name += f",{precision}"
+            self.name = _identity(spec, model) + ("" if precision == "float32" else f",{precision}")
+        self._model = SharedPrefixModel(model, self._tokenizer(SAMPLE)["input_ids"])
         self.usage = Usage()
         self._ends = {self._tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)}
         self._words = self._spellings()
@@ -401,35 +397,31 @@ def _multiplies_bfloat16() -> bool:
     return torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
-def _converted(path: Path, dtype) -> Path:
-    """Return a folder with a GGUF file's weights in this dtype and its tokenizer, made once: reading GGUF takes a minute."""
+def _convert_once(path: Path, precision: str, folder: Path) -> None:
+    """Put a GGUF file's weights and tokenizer into a folder as transformers wants them, unless it is there."""
     import filelock
     import transformers
 
-    _check_is_file(path)
-    precision = str(dtype).removeprefix("torch.")
-    folder = MODEL_CACHE.expanduser() / f"{_sha256([path])[:16]}-{precision}"
     aside = folder.with_name(folder.name + ".part")
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.with_name(folder.name + ".lock")):  # let go of when a process dies
         if folder.is_dir():
-            return folder
+            return
+        print(f"{path.name} is converted for transformers, once; this takes about a minute", flush=True)
         shutil.rmtree(aside, ignore_errors=True)
-        print(f"{path.name}: converting for transformers, once, about a minute ...", flush=True)
-        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
         try:
             plain = transformers.GgufConfig(dequantize=True)
-            transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(aside)
-            model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, quantization_config=plain)
+            model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=precision, quantization_config=plain)
             model.save_pretrained(aside)
+            transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(aside)
+            aside.rename(folder)
         except Exception as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise UserError(
-                f"language model {path} cannot be converted ({_first_line(error)}): "
-                "give a whole GGUF file of a model that transformers knows, or --llm-engine llama.cpp"
+                f"language model {path} cannot be converted into {folder} ({_first_line(error)}): "
+                "give a whole GGUF file of a kind that transformers knows, or --llm-engine llama.cpp"
             ) from None
-        aside.rename(folder)
-    return folder
 
 
 def _chunks(prompt: str) -> list[str]:
@@ -464,6 +456,14 @@ def _gemma_path() -> Path:
 def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"language model {path} does not exist: give a GGUF file, or --llm {GEMMA}")
+
+
+def _identity(spec: str | os.PathLike, model) -> str:
+    """Name the folder or hub id of a transformers model, with its bytes' hash or its commit."""
+    path = Path(spec)
+    if not path.is_dir():
+        return f"{spec}@{model.config._commit_hash}"
+    return f"{path.resolve().name}@{_sha256(sorted(p for p in path.rglob('*') if p.is_file()))[:16]}"
 
 
 def _gguf_identity(path: Path) -> str:

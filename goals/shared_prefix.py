@@ -2,7 +2,7 @@
 
 What all rows begin with, the prefix, is computed once, and all rows attend to its one copy in one matrix product. Of the
 library's model nothing but the attention is replaced. Letters: B rows, N new tokens of each, S tokens of the prefix, O own keys
-of a row (all but the prefix's), H heads, K key heads, E size of a head, V vocabulary, C candidates, I inner paths of their tree.
+of a row (all but the prefix's), H heads, K key heads, E size of a head, V vocabulary, C candidates.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from lab.errors import UserError
 
 ATTENTION = "ellm_shared_prefix"
 TOKENS_AT_ONCE = 512  # more make no product faster, but outgrow a processor's cache
-TOLERANCE = 0.2  # of the sum of differences between two distributions; rounding makes some 0.05
+TOLERANCE = 0.2  # of the sum of differences between two distributions; rounding to bfloat16 makes 0.03
+REFUSAL = "the attention of this model is of a kind not known here: serve the model and give --llm-url"
 
 Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
@@ -24,24 +25,28 @@ Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values
 class Step:
     """One forward pass as the attention sees it."""
 
-    prefix: dict[int, Keys]  # of each layer, [K, S, E]
+    prefix: dict[int, Keys]  # of each layer, keys [K, E, S] and values [K, S, E]
     visible: torch.Tensor  # bool [B, N, O], which own keys a new token sees
     depths: torch.Tensor  # int64 [B, N], places of the new tokens after the prefix
     own_depths: torch.Tensor  # int64 [B, O]
     keep: Callable[[int, torch.Tensor, torch.Tensor], Keys]  # a layer's new keys and values [B, K, N, E] to all own [B, K, O, E]
-    masks: dict[int | None, torch.Tensor] = dataclasses.field(default_factory=dict)
+    masks: dict[tuple[int | None, int], torch.Tensor] = dataclasses.field(default_factory=dict)
 
-    def mask(self, window: int | None) -> torch.Tensor:
-        """Return what to add to scores, float32 [B, N, S + O]; a sliding `window` also hides what is too far back."""
-        if window not in self.masks:
-            size = next(iter(self.prefix.values()))[0].shape[1] if self.prefix else 0
+    def mask(self, window: int | None, times: int) -> torch.Tensor:
+        """Return what to add to the scores of `times` heads, float32 [B, 1, times * N, S + O].
+
+        A sliding `window` hides what is further back.
+        """
+        if (window, times) not in self.masks:
+            size = next(iter(self.prefix.values()))[1].shape[1] if self.prefix else 0
             prefix_depths = torch.arange(-size, 0, device=self.depths.device).expand(len(self.depths), size)
             key_depths = torch.cat([prefix_depths, self.own_depths], 1)
             visible = torch.cat([self.visible.new_ones(*self.depths.shape, size), self.visible], 2)
             if window is not None:
                 visible &= self.depths[:, :, None] - key_depths[:, None] < window
-            self.masks[window] = torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)
-        return self.masks[window]
+            mask = torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)
+            self.masks[window, times] = mask.repeat(1, times, 1)[:, None]
+        return self.masks[window, times]
 
 
 def attend(module, query, key, value, attention_mask, scaling, step: Step, sliding_window=None, softcap=None, s_aux=None, **_):
@@ -52,13 +57,13 @@ def attend(module, query, key, value, attention_mask, scaling, step: Step, slidi
     (num_rows, num_heads, num_new, size), key_heads = query.shape, key.shape[1]
     # Heads that share a key head stand one after the other, as if they were more tokens.
     query = query.reshape(num_rows, key_heads, -1, size)
-    mask = step.mask(sliding_window).repeat(1, num_heads // key_heads, 1)[:, None]
+    mask = step.mask(sliding_window, num_heads // key_heads)
     length = mask.shape[-1] - key.shape[2]
     scores = torch.empty(*query.shape[:3], mask.shape[-1], device=mask.device)
     torch.add(mask[..., length:], query @ key.mT, alpha=scaling, out=scores[..., length:])
     if length:
         prefix_key, prefix_value = step.prefix[module.layer_idx]
-        shared = query.transpose(0, 1).reshape(key_heads, -1, size) @ prefix_key.mT
+        shared = query.transpose(0, 1).reshape(key_heads, -1, size) @ prefix_key
         shared = shared.view(key_heads, num_rows, -1, length).transpose(0, 1)
         torch.add(mask[..., :length], shared, alpha=scaling, out=scores[..., :length])
     weights = scores.softmax(-1).to(value.dtype)
@@ -90,7 +95,12 @@ class SharedPrefixModel:
         self.tokens_computed = 0
         self._prefix: tuple[int, ...] = ()
         self._keys: dict[int, Keys] = {}
-        self._replace_attention(sample)
+        try:
+            same = self._replace_attention(sample)
+        except Exception as error:
+            raise UserError(REFUSAL) from error
+        if not same:
+            raise UserError(REFUSAL)
 
     def set_prefix(self, prefix: Sequence[int]) -> None:
         """Compute the prefix, unless it is the one of before."""
@@ -101,29 +111,25 @@ class SharedPrefixModel:
             chunk, new = prefix[start : start + TOKENS_AT_ONCE], {}
 
             def note(layer, key, value, new=new):
-                new[layer] = key[0], value[0]
+                new[layer] = key[0].mT.contiguous(), value[0]
                 return key, value
 
             self.forward(*self.align([chunk]), keep=note)
-            for layer, keys in self._keys.items():
-                new[layer] = tuple(torch.cat(pair, 1) for pair in zip(keys, new[layer], strict=True))
+            for layer, (key, value) in self._keys.items():
+                new[layer] = torch.cat([key, new[layer][0]], 2), torch.cat([value, new[layer][1]], 1)
             self._prefix, self._keys = tuple(prefix[: start + len(chunk)]), new
             self.tokens_computed += len(chunk)
 
     @torch.inference_mode()
-    def _replace_attention(self, sample):
+    def _replace_attention(self, sample) -> bool:
+        """Tell whether the model is still the same."""
         half = len(sample) // 2
         expected = self.model(input_ids=torch.tensor([sample], device=self.device), use_cache=False).logits[:, half:]
-        try:
-            self.model.set_attn_implementation(ATTENTION)
-            self.set_prefix(sample[:half])
-            found = self.forward(*self.align([sample[half:]]), num_logits=len(sample) - half)
-            difference = (found.float().softmax(-1) - expected.float().softmax(-1)).abs().sum(-1).mean()
-            same = len(self._keys) == self.model.config.get_text_config().num_hidden_layers and difference < TOLERANCE
-        except (TypeError, NotImplementedError):
-            same = False
-        if not same:
-            raise UserError("the attention of this model is of a kind not known here: serve the model and give --llm-url")
+        self.model.set_attn_implementation(ATTENTION)
+        self.set_prefix(sample[:half])
+        found = self.forward(*self.align([sample[half:]]), num_logits=len(sample) - half)
+        difference = (found.float().softmax(-1) - expected.float().softmax(-1)).abs().sum(-1).mean()
+        return len(self._keys) == self.model.config.get_text_config().num_hidden_layers and bool(difference < TOLERANCE)
 
     def rows_at_once(self, tokens: int) -> int:
         """Return how many rows of so many tokens are best computed together."""
@@ -237,13 +243,14 @@ class TokenTree:
         self._children = [sorted(children[path]) for path in self.inner]
         edges = [(*path, token) for path, tokens in zip(self.inner, self._children, strict=True) for token in tokens]
         # 1 where an edge, a token after its path, is part of a candidate.
-        self._parts = torch.tensor([[path[: len(edge)] == edge for path in paths] for edge in edges]).double()
+        parts = [[path[: len(edge)] == edge for path in paths] for edge in edges]
+        self._parts = torch.tensor(parts, dtype=torch.float64).reshape(len(edges), len(paths))
         nodes = self.inner[1:]
         self.tokens = torch.tensor([path[-1] for path in nodes], dtype=torch.int64)
         self.depths = torch.tensor([len(path) for path in nodes], dtype=torch.int64)
         self.visible = torch.tensor([[path[: len(other)] == other for other in nodes] for path in nodes], dtype=torch.bool)
 
     def log_likelihoods(self, logits: torch.Tensor) -> torch.Tensor:
-        """Sum up candidates, float64 [C], from the logits after each inner path, [I, V]."""
+        """Sum up candidates, float64 [C], from the logits after each inner path, [len(inner), V]."""
         edges = [row.float().log_softmax(-1)[tokens] for row, tokens in zip(logits, self._children, strict=True)]
         return torch.cat(edges).double().cpu() @ self._parts

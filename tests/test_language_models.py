@@ -353,15 +353,15 @@ def test_a_gguf_file_is_converted_once_and_whole(tiny_gguf, tmp_path, capsys):
     for thread in together:
         thread.join()
     assert sorted(path.name for path in folders.iterdir() if path.is_dir()) == [name]
-    assert capsys.readouterr().out.count("converting") == 1
+    assert capsys.readouterr().out.count("is converted") == 1
     model = Transformers(tiny_gguf)
     assert model.yes_no(QUESTIONS) == Transformers(folders / name).yes_no(QUESTIONS)
-    assert "converting" not in capsys.readouterr().out
+    assert "is converted" not in capsys.readouterr().out
 
 
 def test_a_gguf_file_that_cannot_be_converted_leaves_nothing(tiny_gguf, tmp_path):
     tiny_gguf.write_bytes(tiny_gguf.read_bytes()[:20000])
-    with pytest.raises(UserError, match="Tiny.gguf cannot be converted .*llama.cpp"):
+    with pytest.raises(UserError, match="Tiny.gguf cannot be converted into .*llama.cpp"):
         Transformers(tiny_gguf)
     assert not [path for path in (tmp_path / "models").iterdir() if path.is_dir()]
 
@@ -410,7 +410,9 @@ def test_gemma_says_nearly_the_same_in_both_engines(gemma, monkeypatch):
 
 @pytest.mark.slow
 def test_gemma_scores_candidates_as_each_alone(in_float32):
-    folder = language_models._converted(language_models._gemma_path(), torch.bfloat16)
+    path = language_models._gemma_path()
+    folder = language_models.MODEL_CACHE.expanduser() / f"{language_models._sha256([path])[:16]}-bfloat16"
+    language_models._convert_once(path, "bfloat16", folder)
     model, plain = Transformers(folder), load_plain(folder)
     for scores in model.score([LIST], CAPTIONS):
         expected = [score_plainly(model, plain, LIST, candidate) for candidate in CAPTIONS]
