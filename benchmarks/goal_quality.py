@@ -383,7 +383,7 @@ def main(args: Args) -> dict[str, Any]:
         results = [read_json(path) for path in args.compare]
         if len({(result["split"], result["num_scenes"], json.dumps(result["references"])) for result in results}) > 1:
             raise UserError("--compare: the results are not of the same scenes: measure them with the same --split and --every")
-        draw(results, (args.out or RESULTS / "compare").with_suffix(".png"))
+        draw(results, Path(f"{args.out or RESULTS / 'compare'}.png"))
         return {}
     if args.llm is None:
         raise UserError("--llm: say whom to ask, such as gemma3-270m")
@@ -416,8 +416,8 @@ def main(args: Args) -> dict[str, Any]:
             results["forms"][name] = report(world, sample, answer.captions, answer.no_pair)
     print_table(results)
     out = args.out or RESULTS / (model if args.split == "test" else f"{model}-{args.split}")
-    draw([results], out.with_suffix(".png"))
-    write_json(out.with_suffix(".json"), results)
+    draw([results], Path(f"{out}.png"))
+    write_json(Path(f"{out}.json"), results)
     return results
 
 

@@ -1,8 +1,8 @@
 """Who answers: a GGUF file by llama.cpp or a causal language model by transformers, inside this process.
 
-An answer depends on its prompt alone, never on what else is asked: `_chunks` cuts a prompt where it may be
-computed in parts, and what was computed is used again only up to such a cut. The engines are imported when a
-model is loaded.
+An answer depends on its prompt alone, never on what else is asked. In llama.cpp that holds to the last bit: `_chunks` cuts a
+prompt where it may be computed in parts, and what was computed is used again only up to such a cut. In transformers it holds up
+to rounding. The engines are imported when a model is loaded.
 """
 
 import dataclasses
@@ -209,7 +209,7 @@ class Transformers:
     can_score = True
 
     def __init__(self, spec: str | os.PathLike):
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as for llama.cpp
         try:
             import torch
             import transformers
