@@ -139,13 +139,15 @@ def test_recordings_are_compared(tmp_path, model):
         "largest_difference": 0.0,
     }
     odds, model.odds = model.odds, lambda prompt: odds(prompt) + 0.25 * ("attack cow. Makes sense" in last_line(prompt))
+    report = record.main(record.Args(llm="scripted", store=tmp_path / "other.sqlite", compare=old.store))
+    assert report["different"] == 1 and report["largest_difference"] == pytest.approx(0.25)
     likelihood = model.likelihood
     model.likelihood = lambda prompt, candidate: likelihood(prompt, candidate) - 1.5 * (prompt == "Minecraft guide. How to")
-    report = record.main(record.Args(llm="scripted", store=tmp_path / "other.sqlite", compare=old.store))
+    report = record.main(record.Args(llm="scripted", store=tmp_path / "third.sqlite", compare=old.store))
     assert report["different"] == 2 and report["largest_difference"] == pytest.approx(1.5)
     model.name = "another@1"
     with pytest.raises(UserError, match="old.sqlite has none of these answers; it holds answers of scripted@0"):
-        record.main(record.Args(llm="scripted", store=tmp_path / "third.sqlite", compare=old.store))
+        record.main(record.Args(llm="scripted", store=tmp_path / "fourth.sqlite", compare=old.store))
 
 
 def test_files_that_are_not_there_are_named_before_a_model_is_loaded(tmp_path, monkeypatch):

@@ -425,7 +425,7 @@ def test_a_model_that_dies_stops_the_run_after_a_checkpoint_and_the_same_command
 
 
 INTERRUPTED = """
-import sys, threading
+import signal, sys, threading
 from pathlib import Path
 import pytest
 import goals.background
@@ -434,6 +434,7 @@ from tests.test_service import ASYNC, SlowModel
 from tests.toy_world import ToyWorld
 from tests.training import train
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would its children
 goals.background.CLOSE_SECONDS = 0.2
 with pytest.MonkeyPatch.context() as patch:
     fields = ASYNC | {"total_timesteps": 10**9, "compilation_cache": True}
