@@ -65,16 +65,20 @@ def test_examples_speak_as_the_world_does(path, world):
         assert world.describe(words) == scene
 
 
-def test_golden_render():
-    template, prompt_hash = load_prompt(PROMPTS / "crafter_open_v1.txt")
+@pytest.mark.parametrize(
+    "name, golden",
+    [
+        ("crafter_open_v1.txt", ("e5abb9b372b9baaf", "817b8104e0481bcf")),
+        ("crafter_open_v2.txt", ("6fe37a476a071da9", "79ab34eddc8d3200")),
+    ],
+)
+def test_golden_render(name, golden):
+    template, prompt_hash = load_prompt(PROMPTS / name)
     rendered = render(template, SCENE)
     assert rendered.startswith("Advice for the player of a survival game. ")
     assert rendered.endswith(f"\n\n{SCENE}\nSuggestions:\n-")
     # A published prompt never changes: stored answers belong to these very bytes.
-    assert (prompt_hash, hashlib.sha256(rendered.encode()).hexdigest()[:16]) == (
-        "e5abb9b372b9baaf",
-        "817b8104e0481bcf",
-    )
+    assert (prompt_hash, hashlib.sha256(rendered.encode()).hexdigest()[:16]) == golden
 
 
 @pytest.mark.parametrize(
