@@ -52,7 +52,7 @@ class Step:
 def attend(module, query, key, value, attention_mask, scaling, step: Step, sliding_window=None, softcap=None, s_aux=None, **_):
     """Attend to the prefix and to own keys, [B, H, N, E] -> [B, N, H, E]; called by the library's layers."""
     if softcap is not None or s_aux is not None:
-        raise NotImplementedError("capped scores, attention sinks")
+        raise ValueError("scores are capped or there are attention sinks")
     key, value = step.keep(module.layer_idx, key, value)
     (num_rows, num_heads, num_new, size), key_heads = query.shape, key.shape[1]
     # Heads that share a key head stand one after the other, as if they were more tokens.
