@@ -7,7 +7,7 @@ cosine of their sentence embeddings, earns that similarity, once per goal and ep
     python ellm_ppo.py --llm gemma3-270m --goal-form open   the paper's form: a real model is asked for a list of goals per scene
     python ellm_ppo.py --goal-source oracle                 the upper bound: goals from the true prerequisites
 
-On a GPU or TPU (jax for the device installed) begin with: --num-envs 1024 --hidden-size 512 --total-timesteps 50000000
+On a GPU or TPU (jax for the device installed) begin with --preset gpu.
 Axes: T steps, N envs, B minibatch, A actions, D observation, C captions, G goals, K achievements, E embedding, W scene words.
 """
 
@@ -65,7 +65,10 @@ class Args:
     seed: int = 1  # seed of everything random
     run_dir: str | None = None  # directory of the run; a run of the same configuration goes on; default: a new one under runs/
     total_timesteps: int = 1_500_000  # length of the training [env steps], rounded down to whole updates
+    # BEGIN PPO
+    preset: Literal["cpu", "gpu"] = "cpu"  # defaults of the command line: for a laptop's CPU, or for an accelerator
     checkpoint_every: int = 100  # time between checkpoints [updates]; the last update always has one
+    # END PPO
     evaluate_episodes: int = 64  # episodes played at the end with the trained policy; 0: none
     film: bool = True  # make film.gif of the first evaluation episode
     track: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
@@ -76,7 +79,8 @@ class Args:
     actions: Literal["pairs", "base"] = "pairs"  # pairs: the paper's 139 verb-noun actions; base: the game's own 17
     captions: Literal["attempt", "effect"] = "attempt"  # attempt: the thing was at hand (the paper's); effect: it really happened
     game_rules: Literal["paper", "craftax"] = "paper"  # paper: 400 steps, mobs fall at one hit; craftax: the game's own rules
-    observation: Literal["symbolic", "pixels"] = "symbolic"  # what the policy sees of the world
+    observation: Literal["symbolic", "pixels", "frames"] = "symbolic"
+    """what the policy sees of the world: symbols, a coloured picture, or the paper's four last grey pictures of 84 x 84"""
 
     # Goals
     goal_source: Literal["llm", "oracle", "novelty", "uniform", "grounded", "none"] = "llm"  # none: the game's own reward
@@ -117,7 +121,7 @@ class Args:
     goal_conditioned: bool = False  # also read the goals that are suggested and not yet reached
     caption_memory: bool = True  # also read which captions the episode has seen, which makes the once-per-episode reward learnable
 
-    # PPO
+    # BEGIN PPO
     num_envs: int = 32  # worlds in step (N)
     num_steps: int = 64  # steps of each world per update (T)
     num_minibatches: int = 4  # minibatches per epoch
@@ -130,6 +134,7 @@ class Args:
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # gradients are scaled down to this global norm
+    # END PPO
     hidden_size: int = 256  # width of the two hidden layers
 
     @property
@@ -137,6 +142,7 @@ class Args:
         """Env steps per update."""
         return self.num_envs * self.num_steps
 
+    # BEGIN PPO
     @property
     def minibatch_size(self) -> int:
         """Env steps per gradient step; raises UserError if --num-minibatches does not divide the batch."""
@@ -144,6 +150,7 @@ class Args:
             raise UserError(f"--num-minibatches {self.num_minibatches} does not divide --num-envs x --num-steps, {self.batch_size}")
         return self.batch_size // self.num_minibatches
 
+    # END PPO
     @property
     def num_updates(self) -> int:
         """Updates of the whole run; raises UserError if there is not one."""
@@ -152,9 +159,13 @@ class Args:
         return self.total_timesteps // self.batch_size
 
 
+# BEGIN PPO
+PRESETS = {"cpu": {}, "gpu": {"num_envs": 1024, "hidden_size": 512, "total_timesteps": 50_000_000}}
+# END PPO
+
 # Fields in which the command that goes on may differ from the one that began.
 FREE_FIELDS = (
-    *("run_dir", "checkpoint_every", "evaluate_episodes", "film", "track", "compilation_cache", "store"),
+    *("preset", "run_dir", "checkpoint_every", "evaluate_episodes", "film", "track", "compilation_cache", "store"),
     *("llm_url", "llm_engine", "llm_budget", "on_exit"),
 )
 
@@ -174,6 +185,7 @@ class PolicyInput:
     goals: jax.Array
 
 
+# BEGIN PPO
 @struct.dataclass
 class Rollout:
     """T steps of N envs. Inputs, scenes and suggestions are from before the action, all else is what the action led to.
@@ -194,6 +206,7 @@ class Rollout:
     truncated: jax.Array
 
 
+# END PPO
 @struct.dataclass
 class LastState:
     """The state in which each env's episode was cut by the time limit in this rollout; unread where none was.
@@ -304,15 +317,14 @@ class Setup:
 # ------------------------------------------------------------------------------------------------------------------- networks
 
 
-class ActorCritic(nn.Module):
-    """Policy and value on one torso: symbols straight into two hidden layers, pixels through three convolutions first."""
+class Torso(nn.Module):
+    """Two hidden layers: symbols straight into them, pixels through three convolutions first (Mnih et al., 2015)."""
 
-    num_actions: int
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> tuple[jax.Array, jax.Array]:
-        """Return logits [B, A] and values [B], float32."""
+    def __call__(self, inputs: PolicyInput) -> jax.Array:
+        """Return features [B, hidden_size] float32."""
         dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))
         observation = inputs.observation
         if observation.ndim > 2:
@@ -324,11 +336,26 @@ class ActorCritic(nn.Module):
         x = jnp.concatenate([observation, inputs.captions_so_far.astype(jnp.float32), *words], axis=-1)
         for _ in range(2):
             x = nn.relu(nn.LayerNorm()(dense(self.hidden_size)(x)))
+        return x
+
+
+# BEGIN PPO
+class ActorCritic(nn.Module):
+    """Policy and value on one torso."""
+
+    num_actions: int
+    hidden_size: int
+
+    @nn.compact
+    def __call__(self, inputs: PolicyInput) -> tuple[jax.Array, jax.Array]:
+        """Return logits [B, A] and values [B], float32."""
+        x = Torso(self.hidden_size)(inputs)
         logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))(x)
         values = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(x)
         return logits, values[:, 0]
 
 
+# END PPO
 def make_setup(args: Args, world, service: GoalService) -> Setup:
     """Put together what the jitted functions treat as constant; raises UserError for arguments that do not go together."""
     if args.evidence and (args.goal_source != "llm" or args.goal_form != "rules"):
@@ -339,12 +366,15 @@ def make_setup(args: Args, world, service: GoalService) -> Setup:
         args=args,
         world=world,
         envs=VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs)),
+        # BEGIN PPO
         network=ActorCritic(len(world.actions), args.hidden_size),
+        # END PPO
         prompt_words=tuple(int(word) for word in service.prompt_mask),
         embedding_size=service.embedding_size,
     )
 
 
+# BEGIN PPO
 def make_optimizer(args: Args) -> optax.GradientTransformation:
     """Return Adam with clipped gradients; the learning rate is constant within an update."""
 
@@ -356,6 +386,7 @@ def make_optimizer(args: Args) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(learning_rate, eps=1e-5))
 
 
+# END PPO
 @partial(jax.jit, static_argnums=0)
 def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     """Return the state before the first step."""
@@ -364,7 +395,8 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     envs = setup.envs.reset(envs_key)
     captions_so_far = jnp.zeros((args.num_envs, num_captions), bool)
     achieved = jnp.zeros((args.num_envs, tables.sensible.shape[0]), bool)
-    params = setup.network.init(params_key, read_states(setup, tables, key, envs.states, captions_so_far, achieved)[0])
+    inputs = read_states(setup, tables, key, envs.states, captions_so_far, achieved)[0]
+    params = setup.network.init(params_key, inputs)
     return RunnerState(
         params=params,
         opt_state=make_optimizer(args).init(params),
@@ -479,19 +511,18 @@ def are_known(setup: Setup, tables: GoalTables, scenes: jax.Array) -> jax.Array:
 def empty_collector(setup: Setup, state: RunnerState) -> Collector:
     """Allocate the buffers of a rollout."""
     args, world, num_goals = setup.args, setup.world, state.achieved.shape[1]
-    reads_text = args.text_observation != "none"
-    num_features = setup.embedding_size
 
     def steps(*shape, dtype=jnp.float32):
         return jnp.zeros((args.num_steps, args.num_envs, *shape), dtype)
 
     observation = jax.eval_shape(jax.vmap(world.observe), state.envs.states)
+    # BEGIN PPO
     rollout = Rollout(
         inputs=PolicyInput(
             observation=steps(*observation.shape[1:], dtype=observation.dtype),
             captions_so_far=steps(len(world.captions) if args.caption_memory else 0, dtype=bool),
-            text=steps(num_features if reads_text else 0),
-            goals=steps(num_features if setup.reads_goals else 0),
+            text=steps(setup.embedding_size if args.text_observation != "none" else 0),
+            goals=steps(setup.embedding_size if setup.reads_goals else 0),
         ),
         scenes=steps(world.num_scene_words, dtype=jnp.uint32),
         suggested=steps(num_goals // 32 if setup.stores_suggestions else 0, dtype=jnp.uint32),
@@ -503,6 +534,7 @@ def empty_collector(setup: Setup, state: RunnerState) -> Collector:
         terminated=steps(dtype=bool),
         truncated=steps(dtype=bool),
     )
+    # END PPO
     last = LastState(
         observation=jnp.zeros(observation.shape, observation.dtype),
         captions_so_far=jnp.zeros_like(state.captions_so_far),
@@ -517,9 +549,11 @@ def collect_step(setup: Setup, tables: GoalTables, state: RunnerState, collector
     """Act once in every env; return state and collector, one step further."""
     key, goal_key, policy_key, world_key, last_key = jax.random.split(state.key, 5)
     inputs, scenes, suggested = read_states(setup, tables, goal_key, state.envs.states, state.captions_so_far, collector.achieved)
+    # BEGIN PPO
     logits, values = setup.network.apply(state.params, inputs)
     actions = jax.random.categorical(policy_key, logits)
     log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), actions[:, None], axis=1)[:, 0]
+    # END PPO
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
     captions_so_far = state.captions_so_far | jax.nn.one_hot(transition.caption, state.captions_so_far.shape[1], dtype=bool)
@@ -542,12 +576,14 @@ def collect_step(setup: Setup, tables: GoalTables, state: RunnerState, collector
     last = jax.lax.cond(transition.truncated.any(), note_last, lambda last: last, collector.last)
     done = transition.terminated | transition.truncated
     step = Rollout(
+        # BEGIN PPO
         inputs=inputs,
+        log_probs=log_probs,
+        values=values,
+        # END PPO
         scenes=scenes,
         suggested=pack_bits(suggested) if setup.stores_suggestions else jnp.zeros((scenes.shape[0], 0), jnp.uint32),
         actions=actions,
-        log_probs=log_probs,
-        values=values,
         captions=transition.caption,
         rewards=transition.reward,
         terminated=transition.terminated,
@@ -631,6 +667,7 @@ def find_unanswered(setup: Setup, tables: GoalTables, scenes: jax.Array) -> tupl
 # --------------------------------------------------------------------------------------------------------------------- UPDATE
 
 
+# BEGIN PPO
 def generalised_advantages(rewards, values, next_values, terminated, done, gamma: float, gae_lambda: float) -> jax.Array:
     """Return advantages [T, N] float32 (Schulman et al., 2016); all arguments [T, N].
 
@@ -694,6 +731,7 @@ def learn(setup: Setup, state: RunnerState, batch) -> tuple[RunnerState, dict[st
     return state.replace(params=params, opt_state=opt_state, key=key), jax.tree.map(jnp.mean, parts)
 
 
+# END PPO
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
 def update(
     setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector
@@ -708,13 +746,15 @@ def update(
     if args.goal_source != "none":
         rewards, achieved = ellm_rewards(setup, tables, rollout, achieved)
 
-    # ADVANTAGE
     key, goal_key, refill_key = jax.random.split(state.key, 3)
-    inputs, _, _ = read_states(setup, tables, goal_key, state.envs.states, state.captions_so_far, collector.achieved)
-    following_values = setup.network.apply(state.params, inputs)[1]
     suggested = last.suggested
     if setup.reads_goals and setup.per_scene:
         suggested = suggest(setup, tables, goal_key, state.envs.states, last.scenes)
+
+    # BEGIN PPO
+    # ADVANTAGE
+    inputs, _, _ = read_states(setup, tables, goal_key, state.envs.states, state.captions_so_far, collector.achieved)
+    following_values = setup.network.apply(state.params, inputs)[1]
     inputs = make_inputs(setup, tables, last.observation, last.captions_so_far, last.scenes, suggested, last.achieved)
     last_values = setup.network.apply(state.params, inputs)[1]
     next_values = jnp.concatenate([rollout.values[1:], following_values[None]])
@@ -726,6 +766,7 @@ def update(
     batch = (rollout.inputs, rollout.actions, rollout.log_probs, rollout.values, advantages, advantages + rollout.values)
     batch = jax.tree.map(lambda x: x.reshape(args.batch_size, *x.shape[2:]), batch)
     state, losses = learn(setup, state.replace(key=key), batch)
+    # END PPO
 
     envs, episodes = setup.envs.drain(setup.envs.refill(refill_key, state.envs))
     metrics = {
@@ -803,7 +844,9 @@ def play_step(setup: Setup, tables: GoalTables, params, key: jax.Array, play: Pl
         suggested = suggest(setup, tables, goal_key, play.states, scenes)
     observation = jax.vmap(setup.world.observe)(play.states)
     inputs = make_inputs(setup, tables, observation, play.captions_so_far, scenes, suggested, play.achieved)
+    # BEGIN PPO
     actions = jax.random.categorical(policy_key, setup.network.apply(params, inputs)[0])
+    # END PPO
     states, transition = jax.vmap(setup.world.step)(jax.random.split(world_key, len(actions)), play.states, actions)
     rewards, reached = reward_step(tables, setup.args.similarity_threshold, suggested, play.achieved, transition.caption)
     shown = {
@@ -937,9 +980,12 @@ def main(args: Args) -> dict[str, Any]:
     if args.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ellm/xla").expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    num_updates, _ = args.num_updates, args.minibatch_size
     world = make_args_world(args)
-    run_dir = Path(args.run_dir or f"runs/{args.env}-ppo-{args.goal_source}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
+    # BEGIN PPO
+    num_updates, _ = args.num_updates, args.minibatch_size
+    name = f"{args.env}-ppo"
+    # END PPO
+    run_dir = Path(args.run_dir or f"runs/{name}-{args.goal_source}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
 
     with ExitStack() as stack:
         service = stack.enter_context(closing(make_service(args, world)))
@@ -1026,4 +1072,4 @@ def main(args: Args) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_cli(main, Args)
+    run_cli(main, Args, lambda args: PRESETS[args.preset])

@@ -1,0 +1,1 @@
+"""Other algorithms on the same worlds, one file each: python -m baselines.<name>."""
