@@ -81,7 +81,7 @@ class Args:
     num_steps: int = 64  # steps of each world per update (T)
     num_minibatches: int = 4  # minibatches per epoch
     update_epochs: int = 4  # passes over each rollout
-    learning_rate: float = 3e-4  # Adam's step size at the start
+    learning_rate: float = 1e-3  # Adam's step size at the start
     anneal_lr: bool = True  # lower the learning rate linearly to zero
     gamma: float = 0.99  # discount
     gae_lambda: float = 0.9  # lambda of generalised advantage estimation

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from craftax.craftax_classic.constants import load_all_textures, load_all_textures_given_size
 from craftax.craftax_classic.game_logic import craftax_step, spawn_mobs
 from craftax.craftax_classic.renderer import make_craftax_pixel_renderer, render_craftax_symbolic
 
@@ -386,6 +387,68 @@ def test_pixels_equal_craftax(play):
     ours = np.asarray(jax.jit(jax.vmap(world.observe))(states))
     assert ours.dtype == np.uint8 and ours.shape[1:] == world.observation_shape == (63, 63, 3)
     assert np.abs(ours - np.clip(np.asarray(expected), 0, 255)).max() <= 0.5001
+
+
+def _crowd(key, state):
+    """Put many mobs and arrows around the player, at any time of the day, and let him be dead."""
+    keys = iter(jax.random.split(key, 20))
+
+    def scatter(mobs):
+        away = jax.random.randint(next(keys), mobs.position.shape, -5, 6)
+        mask = jax.random.bernoulli(next(keys), 0.7, mobs.mask.shape)
+        return mobs.replace(position=state.player_position[None] + away, mask=mask)
+
+    groups = ("zombies", "cows", "skeletons", "arrows")
+    steps = jnp.array([[0, -1], [0, 1], [-1, 0], [1, 0]])
+    return state.replace(
+        **{name: scatter(getattr(state, name)) for name in groups},
+        arrow_directions=steps[jax.random.randint(next(keys), (3,), 0, 4)],
+        light_level=jax.random.uniform(next(keys)),
+        player_health=jax.random.randint(next(keys), (), -13, 10),
+        is_sleeping=jax.random.bernoulli(next(keys), 0.3),
+    )
+
+
+def test_frames_are_craftax_pictures_in_grey(play):
+    world = Crafter(observation="frames")
+    states = jax.tree.map(lambda x: x[::40], play["before"])
+    states = jax.vmap(_crowd)(jax.random.split(jax.random.PRNGKey(3), N * T // 40), states)
+    load_all_textures()[9] = load_all_textures_given_size(9)
+    render = make_craftax_pixel_renderer(9)
+    with jax.numpy_rank_promotion("allow"):
+        expected = jax.jit(lambda s: jax.lax.map(lambda x: render(unpack(x)), s, batch_size=32))(states)
+    ours = np.asarray(jax.jit(jax.vmap(world.observe))(states))
+    assert ours.dtype == np.uint8 and ours.shape[1:] == world.observation_shape == (84, 84)
+    inside = ours[:, 1:82, 1:82]
+    assert np.abs(inside - np.asarray(expected) @ np.array([0.299, 0.587, 0.114])).max() <= 0.5001
+    assert ours.sum() == inside.sum() > 0, "a black border"
+    night = np.asarray(states.light_level) < 0.5
+    assert 0.2 < night.mean() < 0.8 and (np.asarray(states.player_health) < 0).any()
+
+
+def _same_bits(a, b):
+    """Whether two arrays are the same bit for bit: -0.0 is not 0.0, NaN is NaN."""
+    a, b = np.asarray(a), np.asarray(b)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("observation", ["symbolic", "pixels", "frames"])
+def test_packed_observations_come_back_bit_for_bit(play, observation):
+    world = Crafter(observation=observation)
+    states = jax.tree.map(lambda x: x[::160], play["before"])
+    observed = jax.jit(jax.vmap(world.observe))(states)
+    if observation == "symbolic":
+        odd = jnp.array([-0.0, jnp.nan, jnp.inf, 1e-40, -7.5])
+        observed = observed.at[::2, -5:].set(jnp.broadcast_to(odd, (len(observed[::2]), 5)))
+    for leading in ((64,), (4, 16), (2, 1, 32)):
+        batch = observed.reshape(*leading, *observed.shape[1:])
+        packed = jax.jit(world.pack_observation)(batch)
+        if observation == "symbolic":
+            assert packed.dtype == jnp.uint32 and packed.shape == (*leading, 64)
+        window = jnp.expand_dims(packed, len(leading))
+        assert world.history == window.shape[len(leading)] == 1
+        assert _same_bits(jax.jit(world.unpack_observation)(window), batch)
+    assert _same_bits(world.unpack_observation(world.pack_observation(observed[0])[None]), observed[0])
 
 
 def test_pack_and_unpack_are_inverse(play):

@@ -19,7 +19,7 @@ from lab.errors import UserError
 from lab.run import read_config
 from tests.test_tables import make_tables
 from tests.toy_world import ProbeWorld, ToyWorld
-from tests.training import PROMPT, TINY, TableModel, train
+from tests.training import PROMPT, TableModel, make_args, train
 
 EXACT = {"rtol": 0, "atol": 0}
 
@@ -145,7 +145,7 @@ def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
 def test_learns_to_reach_suggested_goals_without_the_worlds_reward(monkeypatch, tmp_path):
     _, _, lines = train(
         monkeypatch, ToyWorld(), tmp_path, "learn", TableModel(), goal_form="open", num_envs=16,
-        total_timesteps=16 * 8 * 100, learning_rate=3e-3, checkpoint_every=1000, hidden_size=64, ent_coef=0.05,
+        total_timesteps=16 * 8 * 200, learning_rate=3e-3, checkpoint_every=1000, hidden_size=64, ent_coef=0.03,
     )  # fmt: skip
     means = [line["achievements_per_episode"] for line in lines if line["episodes"]]
     assert np.mean(means[:10]) < 1.2 and np.mean(means[-20:]) > 1.7
@@ -415,6 +415,5 @@ def test_a_copy_of_the_script_is_a_script(monkeypatch, tmp_path):
     my_idea = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(my_idea)
     monkeypatch.setattr(my_idea, "make_args_world", lambda args: ToyWorld())
-    fields = {**TINY, "run_dir": str(tmp_path / "run"), "store": str(tmp_path / "store.sqlite")}
-    my_idea.main(my_idea.Args(goal_source="oracle", total_timesteps=64, **fields))
+    my_idea.main(make_args(my_idea, tmp_path, "run", goal_source="oracle", total_timesteps=64))
     assert read_config(tmp_path / "run")["script"] == "my_idea.py"

@@ -32,6 +32,7 @@ class ToyWorld:
     achievements = ("take key", "open door")
     facts = FACTS
     num_scene_words = 1
+    history = 1
 
     def reset(self, key):
         position = jax.random.randint(key, (), 0, LENGTH)
@@ -54,6 +55,12 @@ class ToyWorld:
 
     def observe(self, state):
         return jnp.concatenate([jax.nn.one_hot(state.position, LENGTH), state.has_key[None].astype(jnp.float32)])
+
+    def pack_observation(self, observation):
+        return observation
+
+    def unpack_observation(self, packed):
+        return packed[..., 0, :]
 
     def scene(self, state):
         here = jax.nn.one_hot(state.position, LENGTH, dtype=bool)

@@ -1,5 +1,6 @@
-"""Run the script's own main on a toy world, with a language model that answers from a table."""
+"""Run a script's own main on a toy world, with a language model that answers from a table."""
 
+import dataclasses
 from pathlib import Path
 
 import ellm_ppo
@@ -8,11 +9,14 @@ from goals.language_models import Usage
 
 PROMPT = "You explore a corridor.\n\nScene: $scene\nGoals:\n-"
 TINY = {
-    "llm": "table",
     "num_envs": 4,
     "num_steps": 8,
     "num_minibatches": 2,
     "update_epochs": 2,
+    "train_frequency": 16,
+    "sample_size": 8,
+    "learning_starts": 32,
+    "target_network_frequency": 64,
     "hidden_size": 16,
     "evaluate_episodes": 0,
     "compilation_cache": False,
@@ -43,26 +47,31 @@ class TableModel:
         pass
 
 
-def train(monkeypatch, world, folder: Path, name: str, model=None, **fields):
-    """Train on `world` in folder/name; return the script's summary, the final state and the metrics lines."""
+def make_args(script, folder: Path, name: str, **fields):
+    """Return tiny arguments for a run in folder/name, those that the script has."""
     prompt = folder / "toy_open_v1.txt"
     prompt.write_text(PROMPT, encoding="utf-8")
-    args = ellm_ppo.Args(
-        **{**TINY, "run_dir": str(folder / name), "store": str(folder / "store.sqlite"), "prompt": str(prompt), **fields}
-    )
-    monkeypatch.setattr(ellm_ppo, "make_args_world", lambda args: world)
+    tiny = {**TINY, "llm": "table", "prompt": str(prompt), "run_dir": str(folder / name), "store": str(folder / "store.sqlite")}
+    known = {field.name for field in dataclasses.fields(script.Args)}
+    return script.Args(**{**{k: v for k, v in tiny.items() if k in known}, **fields})
+
+
+def train(monkeypatch, world, folder: Path, name: str, model=None, script=ellm_ppo, **fields):
+    """Train on `world` in folder/name; return the script's summary, the final state and the metrics lines."""
+    args = make_args(script, folder, name, **fields)
+    monkeypatch.setattr(script, "make_args_world", lambda args: world)
     monkeypatch.setattr(goals.service, "load_language_model", lambda spec, **options: model)
-    summary = ellm_ppo.main(args)
-    return summary, load_state(args, world), read_lines(folder / name)
+    summary = script.main(args)
+    return summary, load_state(args, world, script), read_lines(folder / name)
 
 
-def load_state(args, world):
+def load_state(args, world, script=ellm_ppo):
     """Restore the last checkpoint of a toy run."""
-    service = ellm_ppo.make_service(args, world)
+    service = script.make_service(args, world)
     service.prepare()
-    setup = ellm_ppo.make_setup(args, world, service)
-    with ellm_ppo.Checkpoints(Path(args.run_dir) / "checkpoints") as checkpoints:
-        state, _ = ellm_ppo.restore(setup, service, checkpoints)
+    setup = script.make_setup(args, world, service)
+    with script.Checkpoints(Path(args.run_dir) / "checkpoints") as checkpoints:
+        state, _ = script.restore(setup, service, checkpoints)
     service.close()
     return state
 

@@ -3,6 +3,7 @@
 The game is craftax's; what stands here is its words (actions, captions, scenes, the oracle) and a faster
 step. Indices: A actions, C captions, K achievements, F facts, W = ceil(F / 32) scene words. All methods of
 `Crafter` but `describe` and the masks are pure and jittable and take one state; use vmap for many.
+Packing and unpacking observations takes any leading axes.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from craftax.craftax_classic.constants import (
     Achievement,
     Action,
     BlockType,
+    load_all_textures_given_size,
 )
 from craftax.craftax_classic.envs.craftax_state import EnvParams, EnvState, StaticEnvParams
 from craftax.craftax_classic.renderer import make_craftax_pixel_renderer
@@ -295,10 +297,10 @@ def _effects(state, front, sapling_gained):
 # as scalars, all random bits at once. tests/test_crafter.py holds it to craftax_step bit for bit
 # (spawn="craftax").
 def _threefry(keys, count):
-    """Return threefry2x32 of keys and the counter (0, count), uint32 [..., 2]; jax's is slow on CPUs."""
+    """Return threefry2x32 of keys and the counters (0, count), uint32 [..., 2]; jax's is slow on CPUs."""
     k0, k1 = keys[..., 0], keys[..., 1]
     schedule = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))
-    x0, x1 = k0, k1 + np.uint32(count)
+    x0, x1 = k0, k1 + jnp.uint32(count)
     for i in range(5):
         for r in (13, 15, 26, 6) if i % 2 == 0 else (17, 29, 16, 24):
             x0 = x0 + x1
@@ -321,15 +323,15 @@ def _split_chain(key, go_right):
     return jax.lax.scan(split, key, np.array(go_right))[1]
 
 
-def _bits(keys):
-    """Return jax.random.bits of each key, uint32 [...]."""
-    out = _threefry(keys, 0)
+def _bits(keys, count=0):
+    """Return jax.random.bits of each key, uint32 [...]; with an array `count` those at its places of one key's."""
+    out = _threefry(keys, count)
     return out[..., 0] ^ out[..., 1]
 
 
-def _uniform(keys):
-    """Return jax.random.uniform of each key, float32 [...]."""
-    bits = (_bits(keys) >> 9) | np.uint32(0x3F800000)
+def _uniform(keys, count=0):
+    """Return jax.random.uniform of each key, float32 [...]; with an array `count` those at its places of one key's."""
+    bits = (_bits(keys, count) >> 9) | np.uint32(0x3F800000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32) - 1.0
 
 
@@ -770,7 +772,111 @@ def _pixels(state, block_pixels):
     return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
 
 
+# Craftax's picture in colour costs many times a step. All that it does to colours is linear and alike for the three of them,
+# so the grey of its picture is what its textures in grey make. tests/test_crafter.py holds one to the other.
+BLOCK_PIXELS, FRAME_PIXELS = 9, 84
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+NIGHT, SLEEP = float(LUMINANCE @ [0, 16, 64]), float(LUMINANCE @ [0, 0, 16])  # what both are tinted with, as grey
+# The cells of the inventory, row by row: the state's number and what is drawn of it, a texture's name or a block.
+INVENTORY = {
+    "player_health": "health_texture",
+    "player_food": "hunger_texture",
+    "player_drink": "thirst_texture",
+    "player_energy": "energy_texture",
+    "sapling": "sapling_texture",
+    "wood": BlockType.WOOD,
+    "stone": BlockType.STONE,
+    "coal": BlockType.COAL,
+    "iron": BlockType.IRON,
+    "diamond": BlockType.DIAMOND,
+} | {name: f"{name}_texture" for name in (tool.replace(" ", "_") for tool in TOOLS)}
+NUMBERS = range(-10, 10)  # health may fall below zero; craftax then draws the digit ten above
+
+
+@struct.dataclass
+class _Textures:
+    """Craftax's textures in grey, float32. What moves is a pair [2, 9, 9]: grey times opacity, and 1 - opacity."""
+
+    blocks: np.ndarray  # [17, 9, 9]
+    players: np.ndarray  # [5, 2, 9, 9], left, right, up, down, asleep
+    mobs: dict  # by kind, [2, 9, 9]
+    arrows: np.ndarray  # [4, 2, 9, 9], flying up, down, left, right
+    inventory: np.ndarray  # uint8 [20, 18, 9, 9], each of NUMBERS in each cell
+    darkness: np.ndarray  # [7, 9, 9, 9], how strong the static of the night is
+
+
+@lru_cache
+def _textures():
+    with jax.ensure_compile_time_eval():
+        textures = jax.tree.map(lambda x: np.asarray(x, np.float32), load_all_textures_given_size(BLOCK_PIXELS))
+
+    def pair(colours, opacity):
+        return np.stack([colours @ LUMINANCE * opacity, 1 - opacity])
+
+    zombie, cow, skeleton, up = (
+        pair(textures[f"{kind}_texture"], textures[f"{kind}_texture_alpha"][..., 0])
+        for kind in ("zombie", "cow", "skeleton", "arrow")
+    )
+    down = up[:, ::-1]
+    inventory = np.zeros((len(NUMBERS), 2 * OBS_DIM[1], BLOCK_PIXELS, BLOCK_PIXELS), np.float32)
+    for cell, source in enumerate(INVENTORY.values()):
+        thing = textures["smaller_block_textures"][source.value] if isinstance(source, BlockType) else textures[source]
+        for tile, number in zip(inventory[:, cell], NUMBERS, strict=True):
+            if number > 0:  # as in craftax, things are 0.8 of a cell and digits 0.6
+                tile[:7, :7] = thing @ LUMINANCE
+            digit, opacity = textures["number_textures"][number], textures["number_textures_alpha"][number, ..., 0]
+            tile[3:8, 3:8] = tile[3:8, 3:8] * (1 - opacity) + digit @ LUMINANCE
+    return _Textures(
+        blocks=textures["block_textures"] @ LUMINANCE,
+        players=np.stack([pair(player[..., :3], player[..., 3] / 255) for player in textures["player_textures"]]),
+        mobs={"zombies": zombie, "cows": cow, "skeletons": skeleton},
+        arrows=np.stack([up, down, up.swapaxes(1, 2), down.swapaxes(1, 2)]),
+        inventory=np.round(inventory).astype(np.uint8),
+        darkness=textures["night_noise_intensity_texture"][..., 0].reshape(OBS_DIM[0], BLOCK_PIXELS, OBS_DIM[1], BLOCK_PIXELS),
+    )
+
+
+def _frame(state):
+    """Return the grey of craftax's picture at 9 pixels a block, a black border around it, uint8 [84, 84]."""
+    textures, width = _textures(), OBS_DIM[1]
+    player = jnp.where(state.is_sleeping, 4, state.player_direction - 1)
+    drawn = [(jnp.asarray(textures.players)[player], np.int32(OBS_DIM[0] * width // 2), True)]
+    for kind, pair in textures.mobs.items():
+        drawn += [(pair, index, shown) for index, shown in zip(*_on_screen(state, getattr(state, kind)), strict=True)]
+    turned = (state.arrow_directions > 0).any(-1) + 2 * (state.arrow_directions[:, 1] != 0)
+    drawn += zip(jnp.asarray(textures.arrows)[turned], *_on_screen(state, state.arrows), strict=True)
+    strength = jnp.maximum(2 * (0.5 - state.light_level), 0.0)
+
+    def draw_row(x):
+        """Draw a row of cells, uint8 [9, 9, 9]: rows of pixels, cells, columns of a cell."""
+        row, blocks, darkness = x
+        pixels = jnp.asarray(textures.blocks)[blocks].transpose(1, 0, 2)
+        cells = row * width + np.arange(width, dtype=np.int32)[None, :, None]
+        for pair, index, shown in drawn:
+            grey, through = pair[:, :, None]
+            pixels = jnp.where((cells == index) & shown, pixels * through + grey, pixels)
+        places = np.arange(pixels.size, dtype=np.uint32).reshape(pixels.shape)
+        static = _uniform(state.state_rng, row.astype(jnp.uint32) * pixels.size + places) * 95 + 32
+        night = pixels + strength * darkness * (static - pixels)
+        pixels = state.light_level * pixels + (1 - state.light_level) * (0.5 * night + 0.5 * NIGHT)
+        return jnp.round(jnp.where(state.is_sleeping, 0.5 * pixels + 0.5 * SLEEP, pixels)).astype(jnp.uint8)
+
+    # Row by row: XLA would draw one picture pixel by pixel within the padding below, ten times slower.
+    view = jax.lax.map(draw_row, (jnp.arange(OBS_DIM[0]), _view(state), textures.darkness))
+    numbers = [getattr(state if name.startswith("player") else state.inventory, name) for name in INVENTORY]
+    numbers = jnp.clip(jnp.pad(jnp.stack(numbers), (0, 2)), NUMBERS[0], NUMBERS[-1]) - NUMBERS[0]
+    held = jnp.asarray(textures.inventory)[numbers, np.arange(2 * width)]
+    held = held.reshape(2, width, BLOCK_PIXELS, BLOCK_PIXELS).transpose(0, 2, 1, 3)
+    picture = jnp.concatenate([view, held]).reshape(width * BLOCK_PIXELS, width * BLOCK_PIXELS)
+    border = FRAME_PIXELS - width * BLOCK_PIXELS
+    return jnp.pad(picture, (border // 2, border - border // 2))
+
+
 # THE WORLD
+NUM_BITS = OBS_DIM[0] * OBS_DIM[1] * (len(BlockType) + 4)  # entries of a symbolic observation that are 0 or 1
+OBSERVATION_SHAPES = {"symbolic": (NUM_BITS + 22,), "pixels": (63, 63, 3), "frames": (FRAME_PIXELS, FRAME_PIXELS)}
+
+
 @dataclass(frozen=True)
 class Crafter:
     """Crafter as the paper plays it, on Craftax-Classic.
@@ -783,20 +889,21 @@ class Crafter:
     action_set: str = "pairs"  # "pairs": 139 verb-noun actions; "base": the game's 17
     caption_regime: str = "attempt"  # "attempt": the noun is faced or held; "effect": it really happened
     game_rules: str = "paper"  # "paper": one-hit mobs, 400 steps; "craftax": its defaults, 10,000 steps
-    observation: str = "symbolic"  # or "pixels"
+    observation: str = "symbolic"  # or "pixels", or "frames": one grey frame, which worlds.frames stacks
     spawn: str = "fast"  # or "craftax": its own spawn, a tenth of the speed
     name = "crafter"
     captions = CAPTIONS
     achievements = ACHIEVEMENTS
     facts = FACTS
     num_scene_words = NUM_SCENE_WORDS
+    history = 1
 
     def __post_init__(self):
         options = {
             "action_set": ("pairs", "base"),
             "caption_regime": ("attempt", "effect"),
             "game_rules": ("paper", "craftax"),
-            "observation": ("symbolic", "pixels"),
+            "observation": tuple(OBSERVATION_SHAPES),
             "spawn": ("fast", "craftax"),
         }
         for option, allowed in options.items():
@@ -821,7 +928,7 @@ class Crafter:
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        return (1345,) if self.observation == "symbolic" else (63, 63, 3)
+        return OBSERVATION_SHAPES[self.observation]
 
     def reset(self, key) -> EnvState:
         """Generate a new world."""
@@ -851,10 +958,29 @@ class Crafter:
         return after, Transition(caption, reward, terminated, truncated, after.achievements)
 
     def observe(self, state: EnvState) -> jax.Array:
-        """Return float32 [1345] (symbolic, craftax's values) or uint8 [63, 63, 3] (pixels)."""
+        """Return float32 [1345] (symbolic, craftax's values), uint8 [63, 63, 3] (pixels) or uint8 [84, 84] (frames)."""
         if self.observation == "pixels":
             return _pixels(state, 7)
-        return _symbolic(state)
+        return _frame(state) if self.observation == "frames" else _symbolic(state)
+
+    def pack_observation(self, observation) -> jax.Array:
+        """Pack [..., 1345] into uint32 [..., 64], 42 words of bits and 22 floats; pictures stay as they are."""
+        if self.observation != "symbolic":
+            return observation
+        lead = observation.shape[:-1]
+        bits = jnp.pad(observation[..., :NUM_BITS] == 1, [(0, 0)] * len(lead) + [(0, -NUM_BITS % 32)]).reshape(*lead, -1, 32)
+        words = _pack([bits[..., i] for i in range(32)])
+        return jnp.concatenate([words, jax.lax.bitcast_convert_type(observation[..., NUM_BITS:], jnp.uint32)], -1)
+
+    def unpack_observation(self, packed) -> jax.Array:
+        """Undo `pack_observation`: [..., 1, *P] becomes [..., *S]."""
+        if self.observation != "symbolic":
+            return packed.reshape(*packed.shape[: -1 - len(self.observation_shape)], *self.observation_shape)
+        packed = packed[..., 0, :]
+        lead = packed.shape[:-1]
+        shifts = np.arange(32, dtype=np.uint32).reshape((1,) * packed.ndim + (32,))
+        bits = ((packed[..., :-22, None] >> shifts) & 1).reshape(*lead, -1)[..., :NUM_BITS]
+        return jnp.concatenate([bits.astype(jnp.float32), jax.lax.bitcast_convert_type(packed[..., -22:], jnp.float32)], -1)
 
     def render(self, state: EnvState) -> jax.Array:
         """Return a picture for films, uint8 [144, 144, 3]."""
