@@ -772,8 +772,8 @@ def _pixels(state, block_pixels):
     return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
 
 
-# Craftax's picture in colour costs many times a step. All that it does to colours is linear and alike for the three of them,
-# so the grey of its picture is what its textures in grey make. tests/test_crafter.py holds one to the other.
+# Craftax's picture in colour takes as long as twenty steps, this one as three. All that craftax does to colours is linear and
+# alike for the three of them, so the grey of its picture is what its textures in grey make; tests/test_crafter.py compares.
 BLOCK_PIXELS, FRAME_PIXELS = 9, 84
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 NIGHT, SLEEP = float(LUMINANCE @ [0, 16, 64]), float(LUMINANCE @ [0, 0, 16])  # what both are tinted with, as grey
