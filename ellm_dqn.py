@@ -127,16 +127,19 @@ class Args:
     # BEGIN DQN
     num_envs: int = 32  # worlds in step (N)
     num_steps: int = 16  # steps of each world per update (T)
-    train_frequency: int = 64  # env steps per gradient step; the paper's: 4
-    sample_size: int = 256  # transitions per gradient step (B); the paper's: 64
+    train_frequency: int = 16  # env steps per gradient step; the paper's: 4
+    sample_size: int = 64  # transitions per gradient step (B)
     learning_starts: int = 20_000  # env steps before the first gradient step
     buffer_size: int = 1_000_000  # transitions that the replay holds, of all worlds together
     learning_rate: float = 3e-4  # Adam's step size
-    gamma: float = 0.99  # discount
+    gamma: float = 0.97  # discount; the paper's: 0.99
     n_step: int = 3  # rewards summed before the value is bootstrapped [env steps]
     target_network_frequency: int = 8_000  # env steps between copies of the parameters into the target network
     start_e: float = 1.0  # chance of a random action at the start
     end_e: float = 0.01  # chance of a random action after the exploration, and in evaluation
+    policy_temperature: float = 0.03
+    """temperature of a softmax over the action values, for most of the 139 actions do nothing and the best may be one of them for
+    ever; 0: always the best action, as in the paper"""
     exploration_fraction: float = 0.2  # share of --total-timesteps in which the chance falls linearly
     max_grad_norm: float = 10.0  # gradients are scaled down to this global norm
     # END DQN
@@ -184,6 +187,7 @@ PRESETS = {
     "paper": {
         **{"observation": "frames", "total_timesteps": 5_000_000, "num_envs": 8, "num_steps": 8, "hidden_size": 512},
         **{"train_frequency": 4, "sample_size": 64, "learning_starts": 5_000, "buffer_size": 5_000_000, "learning_rate": 6.25e-5},
+        **{"gamma": 0.99, "policy_temperature": 0.0},
     },
 }
 # END DQN
@@ -606,12 +610,13 @@ def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
 
 
 def choose_actions(setup: Setup, params, inputs: PolicyInput, key: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    """Return the best actions [N] int32, each with the chance epsilon a random one instead."""
-    chance_key, action_key = jax.random.split(key)
-    values = setup.network.apply(params, inputs)
+    """Return actions [N] int32: the best, or drawn by a softmax, and each with the chance epsilon a random one instead."""
+    chance_key, action_key, policy_key = jax.random.split(key, 3)
+    values, temperature = setup.network.apply(params, inputs), setup.args.policy_temperature
+    best = jax.random.categorical(policy_key, values / temperature) if temperature else values.argmax(-1)
     chance = jax.random.uniform(chance_key, values.shape[:1])
     drawn = jax.random.randint(action_key, values.shape[:1], 0, values.shape[1])
-    return jnp.where(chance < epsilon, drawn, values.argmax(-1).astype(jnp.int32))
+    return jnp.where(chance < epsilon, drawn, best.astype(jnp.int32))
 
 
 # END DQN

@@ -30,11 +30,13 @@ from craftax.craftax_classic.envs.craftax_symbolic_env import (
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import ellm_dqn  # noqa: E402
 import ellm_ppo  # noqa: E402
 from worlds import make_world  # noqa: E402
 from worlds.vector import VectorWorld  # noqa: E402
 
 RESET_RATIO = 16
+REPEATS = 10  # rounds of the learners' defaults per round: their iterations are short
 
 
 @dataclass(frozen=True)
@@ -128,27 +130,22 @@ def random_reference(args: Args, make: Callable) -> Callable[[], None]:
     return keep_going(rollout, jax.jit(reset)(jax.random.key(0))[1])
 
 
-def train_ours(args: Args, goal_source: str) -> Callable[[], None]:
-    """Run whole iterations of ellm_ppo.py, warm: collect, reward, learn, refill."""
-    run_args = ellm_ppo.Args(
-        num_envs=args.num_envs,
-        num_steps=args.num_steps,
-        goal_source=goal_source,
-        store=str(Path(tempfile.mkdtemp()) / "store.sqlite"),
-    )
-    world = ellm_ppo.make_args_world(run_args)
-    service = ellm_ppo.make_service(run_args, world)
+def train_ours(script, **fields) -> tuple[Callable[[], None], int]:
+    """Return whole iterations of a script, warm (collect, reward, learn, refill), and the env steps of one."""
+    run_args = script.Args(store=str(Path(tempfile.mkdtemp()) / "store.sqlite"), **fields)
+    world = script.make_args_world(run_args)
+    service = script.make_service(run_args, world)
     service.prepare()
-    setup = ellm_ppo.make_setup(run_args, world, service)
-    state = ellm_ppo.init_state(setup, service.tables)
+    setup = script.make_setup(run_args, world, service)
+    state = script.init_state(setup, service.tables)
 
     def iteration(carry, _):
         state, collector = carry
-        state, collector, _ = ellm_ppo.collect(setup, service.tables, state, collector)
-        state, collector, metrics = ellm_ppo.update(setup, service.tables, state, collector)
+        state, collector, _ = script.collect(setup, service.tables, state, collector)
+        state, collector, metrics = script.update(setup, service.tables, state, collector)
         return (state, collector), metrics
 
-    return keep_going(iteration, (state, ellm_ppo.empty_collector(setup, state)))
+    return keep_going(iteration, (state, script.empty_collector(setup, state))), run_args.batch_size
 
 
 def train_reference(args: Args, make: Callable) -> Callable[[], None]:
@@ -231,19 +228,30 @@ def main(args: Args) -> dict:
         "optimistic": random_reference(args, optimistic),
         "auto_reset": random_reference(args, auto_reset),
     }
+    size = {"num_envs": args.num_envs, "num_steps": args.num_steps}
     training = {
-        "ellm": train_ours(args, "llm"),
-        "none": train_ours(args, "none"),
+        "ellm": train_ours(ellm_ppo, **size)[0],
+        "none": train_ours(ellm_ppo, goal_source="none", **size)[0],
         "optimistic": train_reference(args, optimistic),
     }
     steps = args.num_envs * args.num_steps
     speeds = {"env_only": measure(env_only, args.rounds, steps), "training": measure(training, args.rounds, steps)}
+    # Each learner as it is by default, DQN from its first gradient step on.
+    learners = {"ppo": train_ours(ellm_ppo), "dqn": train_ours(ellm_dqn, learning_starts=0)}
+    speeds["defaults"] = {
+        name: measure({name: run}, REPEATS * args.rounds, steps)[name] for name, (run, steps) in learners.items()
+    }
+    ppo, dqn = ellm_ppo.Args(), ellm_dqn.Args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     result = {
         "command": "python benchmarks/speed.py",
         "num_envs": args.num_envs,
         "num_steps": args.num_steps,
         "rounds": args.rounds,
+        "uses_of_a_step": {
+            "ppo": f"{ppo.update_epochs}: passes in minibatches of {ppo.minibatch_size}",
+            "dqn": f"{dqn.sample_size / dqn.train_frequency:g}: {dqn.sample_size} transitions per {dqn.train_frequency} env steps",
+        },
         "steps_per_second": {
             kind: {name: statistics.median(values) for name, values in table.items()} for kind, table in speeds.items()
         },
@@ -252,6 +260,7 @@ def main(args: Args) -> dict:
             "env_only: ours / auto_reset": ratio(speeds["env_only"], "ours", "auto_reset"),
             "training: ellm / none": ratio(speeds["training"], "ellm", "none"),
             "training: ellm / optimistic": ratio(speeds["training"], "ellm", "optimistic"),
+            "defaults: dqn / ppo": ratio(speeds["defaults"], "dqn", "ppo"),
         },
         "all_rounds": speeds,
         "git_commit": commit or None,

@@ -178,6 +178,7 @@ def test_replay_stays_where_it_is_and_nothing_is_compiled_again(tmp_path):
 def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
     fields = {"goal_source": "none", "num_envs": 16, "total_timesteps": 16 * 8 * 100, "learning_rate": 3e-3, "sample_size": 64}
     fields |= {"gamma": 0.5, "target_network_frequency": 128, "end_e": 0.1, "checkpoint_every": 1000}
+    fields |= {"policy_temperature": 0.0}
     _, state, lines = train(monkeypatch, ProbeWorld(kind=kind), tmp_path, kind, **fields)
     observations = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     inputs = ellm_dqn.PolicyInput(observations, jnp.zeros((4, 3), bool), jnp.zeros((4, 0)), jnp.zeros((4, 0)))
@@ -197,7 +198,7 @@ def test_learns_to_reach_suggested_goals_without_the_worlds_reward(monkeypatch, 
     _, _, lines = train(
         monkeypatch, ToyWorld(), tmp_path, "learn", TableModel(), goal_form="open", num_envs=16, total_timesteps=16 * 8 * 200,
         learning_rate=3e-3, checkpoint_every=1000, hidden_size=64, sample_size=64, learning_starts=512, end_e=0.05,
-        exploration_fraction=0.7, gamma=0.9, target_network_frequency=256,
+        exploration_fraction=0.7, gamma=0.9, target_network_frequency=256, policy_temperature=0.0,
     )  # fmt: skip
     means = [line["achievements_per_episode"] for line in lines if line["episodes"]]
     assert np.mean(means[:10]) < 1.2 and np.mean(means[-20:]) > 1.7
@@ -281,6 +282,7 @@ def test_preset_is_the_papers_and_yields_to_what_is_given():
     expected = {"learning_rate": 6.25e-5, "sample_size": 64, "train_frequency": 4, "target_network_frequency": 8000, "n_step": 3}
     expected |= {"gamma": 0.99, "start_e": 1.0, "end_e": 0.01, "learning_starts": 5000, "total_timesteps": 5_000_000}
     expected |= {"buffer_size": 5_000_000, "hidden_size": 512, "observation": "frames", "num_envs": 16, "seed": 1}
+    expected |= {"policy_temperature": 0.0}
     assert {name: getattr(paper, name) for name in expected} == expected
     assert paper.exploration_fraction * paper.total_timesteps == 1_000_000
     assert given() == ellm_dqn.Args()

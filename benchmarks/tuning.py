@@ -1,0 +1,105 @@
+"""Try settings of a learner on the oracle, one run each, and write what each gave: python benchmarks/tuning.py --learner ppo.
+
+All methods then share the setting that was chosen. A run that is finished is not run again, one that was interrupted goes on; runs
+that stand in the directory beside those of the table are reported too.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.pretraining import final, mean  # noqa: E402
+from lab.cli import run_cli  # noqa: E402
+from lab.run import SUMMARY, read_config, read_json, read_metrics, write_json  # noqa: E402
+
+BASE = {
+    "ppo": ["--learning-rate", "3e-4", "--total-timesteps", "1000000"],
+    "dqn": ["--total-timesteps", "200000"],
+}
+VARIANTS = {
+    "ppo": {
+        "base": [],
+        "ent0.003": ["--ent-coef", "0.003"],
+        "ent0.03": ["--ent-coef", "0.03"],
+        "gamma0.97": ["--gamma", "0.97"],
+        "lambda0.8": ["--gae-lambda", "0.8"],
+        "lambda0.95": ["--gae-lambda", "0.95"],
+        "mb8": ["--num-minibatches", "8"],
+        "epochs2": ["--update-epochs", "2"],
+        "envs16x64": ["--num-envs", "16", "--num-steps", "64"],
+        "envs16x128": ["--num-envs", "16", "--num-steps", "128"],
+        "lr6e-4": ["--learning-rate", "6e-4"],
+        "lr1e-3": ["--learning-rate", "1e-3"],
+        "lr2e-3": ["--learning-rate", "2e-3"],
+        "lr3e-3": ["--learning-rate", "3e-3"],
+    },
+    "dqn": {},
+}
+FIELDS = {
+    "ppo": (
+        *("num_envs", "num_steps", "num_minibatches", "update_epochs", "learning_rate", "gamma", "gae_lambda", "ent_coef"),
+        *("hidden_size", "seed"),
+    ),
+    "dqn": (
+        *("sample_size", "train_frequency", "learning_rate", "gamma", "n_step", "target_network_frequency", "start_e", "end_e"),
+        *("policy_temperature", "exploration_fraction", "hidden_size", "seed"),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Run what is missing and report."""
+
+    learner: Literal["ppo", "dqn"] = "ppo"
+    """whose settings"""
+    runs: Path = ROOT / "runs" / "tuning"
+    """where the runs' directories are"""
+
+
+def row(learner: str, run_dir: Path) -> dict[str, Any]:
+    """Return what a finished run was set to and gave, by tenths of its steps."""
+    config, lines, summary = read_config(run_dir), read_metrics(run_dir), read_json(run_dir / SUMMARY)
+    steps = lines[-1]["env_steps"]
+    curve = []
+    for tenth in range(1, 11):
+        inside = [line for line in lines if (tenth - 1) * steps < 10 * line["env_steps"] <= tenth * steps]
+        value = mean(inside, lambda line: line["achievements_per_episode"])
+        curve.append(None if value is None else round(value, 2))
+    return {
+        "name": run_dir.name,
+        **{field: config["arguments"][field] for field in FIELDS[learner] if field in config["arguments"]},
+        "env_steps": steps,
+        "final": round(final(lines)["achievements_per_episode"], 2),
+        "achievements_per_episode_by_tenths": curve,
+        "sps": round(summary["sps"]),
+        "git_commit": config["git_commit"],
+        "git_dirty": config["git_dirty"],
+    }
+
+
+def main(args: Args) -> None:
+    """Run, print and write results/tuning/<learner>.json."""
+    for name, flags in VARIANTS[args.learner].items():
+        run_dir = args.runs.resolve() / name
+        if not (run_dir / SUMMARY).exists():
+            command = [sys.executable, f"ellm_{args.learner}.py", "--goal-source", "oracle", *BASE[args.learner], *flags]
+            command += ["--evaluate-episodes", "0", "--no-film", "--run-dir", str(run_dir), "--store", f"{run_dir}.sqlite"]
+            subprocess.run(command, cwd=ROOT, check=True)
+    rows = [row(args.learner, path.parent) for path in sorted(args.runs.glob(f"*/{SUMMARY}"))]
+    rows = sorted(rows, key=lambda row: -row["final"])
+    for entry in rows:
+        print(f"{entry['final']:6.2f}  {entry['name']}")
+    out = ROOT / "results" / "tuning" / f"{args.learner}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    what = "--goal-source oracle, one run each; final: achievements per episode over the last 5% of the steps"
+    write_json(out, {"command": f"python benchmarks/tuning.py --learner {args.learner}", "what": what, "rows": rows})
+
+
+if __name__ == "__main__":
+    run_cli(main, Args)
