@@ -131,7 +131,7 @@ class Args:
     sample_size: int = 64  # transitions per gradient step (B)
     learning_starts: int = 20_000  # env steps before the first gradient step
     buffer_size: int = 1_000_000  # transitions that the replay holds, of all worlds together
-    learning_rate: float = 3e-4  # Adam's step size
+    learning_rate: float = 1e-3  # Adam's step size
     gamma: float = 0.97  # discount; the paper's: 0.99
     n_step: int = 3  # rewards summed before the value is bootstrapped [env steps]
     target_network_frequency: int = 8_000  # env steps between copies of the parameters into the target network

@@ -66,6 +66,7 @@ METHODS = {
     "apt": Method("ppo", ["-m", "baselines.ppo_apt"]),
     "apt-text": Method("ppo", ["-m", "baselines.ppo_apt", *FACTS]),
     "extrinsic": Method("ppo", ["-m", "baselines.ppo"]),
+    "extrinsic-lr3e-4": Method("ppo", ["-m", "baselines.ppo", "--learning-rate", "3e-4"]),
     "random": Method("ppo", ["-m", "baselines.dqn", *RANDOM]),
     "dqn-oracle": Method("dqn", ["ellm_dqn.py", "--goal-source", "oracle"]),
     "dqn-ellm-rules-1.5b": Method("dqn", ["ellm_dqn.py"]),

@@ -19,7 +19,7 @@ from lab.run import SUMMARY, read_config, read_json, read_metrics, write_json  #
 
 BASE = {
     "ppo": ["--learning-rate", "3e-4", "--total-timesteps", "1000000"],
-    "dqn": ["--total-timesteps", "200000"],
+    "dqn": ["--learning-rate", "3e-4", "--gamma", "0.99", "--policy-temperature", "0", "--total-timesteps", "200000"],
 }
 VARIANTS = {
     "ppo": {
@@ -38,7 +38,19 @@ VARIANTS = {
         "lr2e-3": ["--learning-rate", "2e-3"],
         "lr3e-3": ["--learning-rate", "3e-3"],
     },
-    "dqn": {},
+    "dqn": {
+        "b64": [],
+        "b64-gamma.95": ["--gamma", "0.95"],
+        "b64-eps.1": ["--end-e", "0.1"],
+        "b64-n10": ["--n-step", "10"],
+        "b64-t.03-g.97": ["--gamma", "0.97", "--policy-temperature", "0.03"],
+        "b64-t.1-g.97": ["--gamma", "0.97", "--policy-temperature", "0.1"],
+        "b64-t.03-g.97-lr1e-3": ["--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3"],
+        "b256-t.03-g.97-lr1e-3-n5": [
+            *("--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3"),
+            *("--sample-size", "256", "--train-frequency", "64", "--n-step", "5"),
+        ],
+    },
 }
 FIELDS = {
     "ppo": (
