@@ -120,6 +120,9 @@ class Args:
     """temperature of a softmax over the action values, for most of the 139 actions do nothing and the best may be one of them for
     ever; 0: always the best action, as in the paper"""
     exploration_fraction: float = 0.2  # share of --total-timesteps in which the chance falls linearly
+    munchausen: float = 0.9
+    """share of the log-probability of the action taken that is added to its reward (Munchausen DQN), which averages the noise of
+    action values; 0: double Q-learning, as in the paper"""
     max_grad_norm: float = 10.0  # gradients are scaled down to this global norm
     # END DQN
     hidden_size: int = 256  # width of the two hidden layers
@@ -180,7 +183,7 @@ PRESETS = {
     "paper": {
         **{"observation": "frames", "total_timesteps": 5_000_000, "num_envs": 8, "num_steps": 8, "hidden_size": 512},
         **{"train_frequency": 4, "sample_size": 64, "learning_starts": 5_000, "buffer_size": 5_000_000, "learning_rate": 6.25e-5},
-        **{"gamma": 0.99, "policy_temperature": 0.0},
+        **{"gamma": 0.99, "policy_temperature": 0.0, "munchausen": 0.0},
     },
 }
 # END DQN
@@ -446,6 +449,8 @@ def make_setup(args: Args, world, service: GoalService) -> Setup:
     if args.num_steps > world.max_episode_steps:
         raise UserError(f"--num-steps {args.num_steps} is longer than an episode ({world.max_episode_steps} steps)")
     # BEGIN DQN
+    if args.munchausen and not args.policy_temperature:
+        raise UserError(f"--munchausen {args.munchausen} needs a --policy-temperature above 0")
     fewest = args.num_envs * (args.num_steps + world.history + args.n_step)
     if args.num_envs * args.buffer_steps < fewest:
         raise UserError(f"--buffer-size {args.buffer_size} is too small for --num-envs {args.num_envs}: at least {fewest}")
@@ -854,14 +859,25 @@ def sample_transitions(setup: Setup, tables: GoalTables, replay: Replay, key: ja
     return inputs, steps.actions[:, now], returns, discounts, unpack_input(setup, tables, next_observation, following)
 
 
-def dqn_loss(network: nn.Module, params, target_params, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016) and what it is made of."""
+def dqn_loss(network: nn.Module, args: Args, params, target_params, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016) and what it is made of.
+
+    With --munchausen that of Munchausen DQN (Vieillard et al., 2020): a soft value of the state reached, and for the action taken, by
+    which n steps begin, a share of its scaled log-probability.
+    """
     inputs, actions, returns, discounts, next_inputs = batch
     chex.assert_equal_shape([actions, returns, discounts])
     values = network.apply(params, inputs)
     chosen = jnp.take_along_axis(values, actions[:, None], axis=1)[:, 0]
-    best = network.apply(params, next_inputs).argmax(-1)
-    next_values = jnp.take_along_axis(network.apply(target_params, next_inputs), best[:, None], axis=1)[:, 0]
+    next_values, temperature = network.apply(target_params, next_inputs), args.policy_temperature
+    if args.munchausen:
+        log_policy = jax.nn.log_softmax(network.apply(target_params, inputs) / temperature)
+        taken = temperature * jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
+        returns += args.munchausen * jnp.maximum(taken, -1.0)
+        next_values = temperature * jax.nn.logsumexp(next_values / temperature, axis=-1)
+    else:
+        best = network.apply(params, next_inputs).argmax(-1)
+        next_values = jnp.take_along_axis(next_values, best[:, None], axis=1)[:, 0]
     targets = jax.lax.stop_gradient(returns + discounts * next_values)
     loss = optax.huber_loss(chosen, targets).mean()
     return loss, {"td_loss": loss, "action_value": chosen.mean(), "target": targets.mean()}
@@ -870,7 +886,7 @@ def dqn_loss(network: nn.Module, params, target_params, batch) -> tuple[jax.Arra
 def learn(setup: Setup, tables: GoalTables, state: RunnerState) -> tuple[RunnerState, dict[str, jax.Array]]:
     """Take the update's gradient steps, none before --learning-starts; return the state and the mean of the losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
-    loss = partial(dqn_loss, setup.network)
+    loss = partial(dqn_loss, setup.network, args)
 
     def gradient_step(carry, step):
         params, target_params, opt_state = carry

@@ -19,7 +19,7 @@ from lab.run import SUMMARY, read_config, read_json, read_metrics, write_json  #
 
 BASE = {
     "ppo": ["--learning-rate", "3e-4", "--total-timesteps", "1000000"],
-    "dqn": ["--learning-rate", "3e-4", "--gamma", "0.99", "--policy-temperature", "0", "--total-timesteps", "200000"],
+    "dqn": ["--learning-rate", "3e-4", "--gamma", "0.99", "--policy-temperature", "0", "--munchausen", "0", "--total-timesteps", "200000"],
 }
 VARIANTS = {
     "ppo": {
@@ -50,6 +50,11 @@ VARIANTS = {
             *("--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3"),
             *("--sample-size", "256", "--train-frequency", "64", "--n-step", "5"),
         ],
+        "munchausen-n3": ["--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3", "--munchausen", "0.9"],
+        "munchausen-n1": [
+            *("--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3", "--munchausen", "0.9"),
+            *("--n-step", "1"),
+        ],
     },
 }
 FIELDS = {
@@ -59,7 +64,7 @@ FIELDS = {
     ),
     "dqn": (
         *("sample_size", "train_frequency", "learning_rate", "gamma", "n_step", "target_network_frequency", "start_e", "end_e"),
-        *("policy_temperature", "exploration_fraction", "hidden_size", "seed"),
+        *("policy_temperature", "munchausen", "exploration_fraction", "hidden_size", "seed"),
     ),
 }
 

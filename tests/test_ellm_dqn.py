@@ -52,13 +52,30 @@ def test_loss_by_hand_is_double_and_gives_the_target_no_gradient():
 
     params, target_params = jnp.asarray([[1.0, 2.0], [5.0, 3.0]]), jnp.asarray([[0.0, 0.0], [7.0, 90.0]])
     batch = (jnp.asarray([0]), jnp.asarray([1]), jnp.asarray([0.25]), jnp.asarray([0.25]), jnp.asarray([1]))
-    (loss, parts), gradients = jax.value_and_grad(partial(ellm_dqn.dqn_loss, Table()), argnums=(0, 1), has_aux=True)(
-        params, target_params, batch
-    )
+    loss_of = partial(ellm_dqn.dqn_loss, Table(), ellm_dqn.Args(munchausen=0.0, policy_temperature=0.0))
+    loss, parts = loss_of(params, target_params, batch)
     assert float(parts["target"]) == 0.25 + 0.25 * 7.0 and float(loss) == 0.0
     batch = (*batch[:2], jnp.asarray([0.75]), *batch[3:])  # now half a unit short
-    loss, gradients = jax.value_and_grad(lambda *p: ellm_dqn.dqn_loss(Table(), *p, batch)[0], argnums=(0, 1))(params, target_params)
+    loss, gradients = jax.value_and_grad(lambda *p: loss_of(*p, batch)[0], argnums=(0, 1))(params, target_params)
     assert float(loss) == 0.125 and gradients[0].tolist() == [[0.0, -0.5], [0.0, 0.0]] and not gradients[1].any()
+
+
+def test_munchausen_target_by_hand():
+    class Table:
+        def apply(self, params, state):
+            return params[state]
+
+    params, target_params = jnp.zeros((2, 2)), jnp.asarray([[0.3, 0.1], [0.5, 0.7]])
+    batch = (jnp.asarray([0, 0]), jnp.asarray([1, 0]), jnp.asarray([0.25, 0.25]), jnp.asarray([0.5, 0.0]), jnp.asarray([1, 1]))
+    args = ellm_dqn.Args(munchausen=0.9, policy_temperature=0.1)
+    log_policy = np.log(np.exp([3.0, 1.0]) / np.exp([3.0, 1.0]).sum())
+    soft_value = 0.1 * np.log(np.exp(5.0) + np.exp(7.0))
+    expected = [0.25 + 0.9 * 0.1 * log_policy[1] + 0.5 * soft_value, 0.25 + 0.9 * 0.1 * log_policy[0]]
+    parts = ellm_dqn.dqn_loss(Table(), args, params, target_params, batch)[1]
+    assert float(parts["target"]) == pytest.approx(np.mean(expected), rel=1e-5)
+    args = dataclasses.replace(args, policy_temperature=10.0)  # a log-probability counts no lower than -1
+    parts = ellm_dqn.dqn_loss(Table(), args, params, target_params, tuple(x[1:] for x in batch))[1]
+    assert float(parts["target"]) == pytest.approx(0.25 - 0.9)
 
 
 def test_chance_of_a_random_action_falls_linearly():
@@ -178,7 +195,7 @@ def test_replay_stays_where_it_is_and_nothing_is_compiled_again(tmp_path):
 def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
     fields = {"goal_source": "none", "num_envs": 16, "total_timesteps": 16 * 8 * 100, "learning_rate": 3e-3, "sample_size": 64}
     fields |= {"gamma": 0.5, "target_network_frequency": 128, "end_e": 0.1, "checkpoint_every": 1000}
-    fields |= {"policy_temperature": 0.0}
+    fields |= {"policy_temperature": 0.0, "munchausen": 0.0}
     _, state, lines = train(monkeypatch, ProbeWorld(kind=kind), tmp_path, kind, **fields)
     observations = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     inputs = ellm_dqn.PolicyInput(observations, jnp.zeros((4, 3), bool), jnp.zeros((4, 0)), jnp.zeros((4, 0)))
@@ -198,7 +215,7 @@ def test_learns_to_reach_suggested_goals_without_the_worlds_reward(monkeypatch, 
     _, _, lines = train(
         monkeypatch, ToyWorld(), tmp_path, "learn", TableModel(), goal_form="open", num_envs=16, total_timesteps=16 * 8 * 200,
         learning_rate=3e-3, checkpoint_every=1000, hidden_size=64, sample_size=64, learning_starts=512, end_e=0.05,
-        exploration_fraction=0.7, gamma=0.9, target_network_frequency=256, policy_temperature=0.0,
+        exploration_fraction=0.7, gamma=0.9, target_network_frequency=256, policy_temperature=0.0, munchausen=0.0,
     )  # fmt: skip
     means = [line["achievements_per_episode"] for line in lines if line["episodes"]]
     assert np.mean(means[:10]) < 1.2 and np.mean(means[-20:]) > 1.7
@@ -282,7 +299,7 @@ def test_preset_is_the_papers_and_yields_to_what_is_given():
     expected = {"learning_rate": 6.25e-5, "sample_size": 64, "train_frequency": 4, "target_network_frequency": 8000, "n_step": 3}
     expected |= {"gamma": 0.99, "start_e": 1.0, "end_e": 0.01, "learning_starts": 5000, "total_timesteps": 5_000_000}
     expected |= {"buffer_size": 5_000_000, "hidden_size": 512, "observation": "frames", "num_envs": 16, "seed": 1}
-    expected |= {"policy_temperature": 0.0}
+    expected |= {"policy_temperature": 0.0, "munchausen": 0.0}
     assert {name: getattr(paper, name) for name in expected} == expected
     assert paper.exploration_fraction * paper.total_timesteps == 1_000_000
     assert given() == ellm_dqn.Args()
@@ -295,6 +312,7 @@ def test_preset_is_the_papers_and_yields_to_what_is_given():
         ({"train_frequency": 16, "target_network_frequency": 24}, "--target-network-frequency 24"),
         ({"total_timesteps": 10}, "--total-timesteps 10"),
         ({"buffer_size": 40}, "--buffer-size 40"),
+        ({"policy_temperature": 0.0}, "--munchausen 0.9"),
         ({"env": "nowhere"}, "crafter"),
     ],
 )
