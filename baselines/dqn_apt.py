@@ -819,8 +819,8 @@ def sample_transitions(setup: Setup, tables: GoalTables, replay: Replay, key: ja
 def dqn_loss(network: nn.Module, args: Args, params, target_params, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016) and what it is made of.
 
-    With --munchausen that of Munchausen DQN (Vieillard et al., 2020): a soft value of the state reached, and for the action taken, by
-    which n steps begin, a share of its scaled log-probability.
+    With --munchausen that of Munchausen DQN (Vieillard et al., 2020): a soft value of the state reached, and for the action taken,
+    by which n steps begin, a share of its scaled log-probability.
     """
     inputs, actions, returns, discounts, next_inputs = batch
     chex.assert_equal_shape([actions, returns, discounts])

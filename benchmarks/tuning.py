@@ -19,7 +19,10 @@ from lab.run import SUMMARY, read_config, read_json, read_metrics, write_json  #
 
 BASE = {
     "ppo": ["--learning-rate", "3e-4", "--total-timesteps", "1000000"],
-    "dqn": ["--learning-rate", "3e-4", "--gamma", "0.99", "--policy-temperature", "0", "--munchausen", "0", "--total-timesteps", "200000"],
+    "dqn": [
+        *("--learning-rate", "3e-4", "--gamma", "0.99", "--policy-temperature", "0", "--munchausen", "0"),
+        *("--total-timesteps", "200000"),
+    ],
 }
 VARIANTS = {
     "ppo": {
