@@ -1,7 +1,7 @@
-"""Run a suite of learning curves, one process at a time, and draw them: python benchmarks/learning.py --suite learning.
+"""Compare the ways to wait for answers, one process at a time, and draw the curves: python benchmarks/resolve_modes.py.
 
 A run that is finished is not run again, one that was interrupted goes on. Each has a store of its own, so that all begin with what
-ships. Writes results/<suite>.json and results/<suite>.png.
+ships. Writes results/resolve_modes.json and .png.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -22,25 +21,13 @@ sys.path.insert(0, str(ROOT))
 from lab.plots import compare_curves  # noqa: E402
 from lab.run import read_config, read_json, read_metrics, write_json  # noqa: E402
 
-SHORT = ["--total-timesteps", "1500000"]
 CLOSED = ["--llm", "gemma3-270m", "--goal-form", "closed", "--prompt-scope", "compact", "--total-timesteps", "200000"]
-SUITES = {
-    "learning": {
-        "oracle, effect captions": ["--goal-source", "oracle", "--captions", "effect", "--total-timesteps", "5000000"],
-        "ELLM, recorded rules of a 1.5B model": SHORT,
-        "ELLM, recorded rules of a 270M model": ["--llm", "gemma3-270m", "--resolve", "replay", *SHORT],
-        "oracle": ["--goal-source", "oracle", *SHORT],
-        "grounded, no language model": ["--goal-source", "grounded", *SHORT],
-        "novelty": ["--goal-source", "novelty", *SHORT],
-        "the game's own reward": ["--goal-source", "none", *SHORT],
-    },
-    "resolve_modes": {
-        "exact: the run waits for answers": [*CLOSED, "--resolve", "exact"],
-        "async: answers come when they come": [*CLOSED, "--resolve", "async"],
-        "replay: recorded answers only": [*CLOSED, "--resolve", "replay", "--on-missing", "no-goals"],
-    },
+WAYS = {
+    "exact: the run waits for answers": [*CLOSED, "--resolve", "exact"],
+    "async: answers come when they come": [*CLOSED, "--resolve", "async"],
+    "replay: recorded answers only": [*CLOSED, "--resolve", "replay", "--on-missing", "no-goals"],
 }
-POINTS = (100_000, 200_000, 250_000, 500_000, 1_000_000, 1_500_000, 2_500_000, 5_000_000)
+POINTS = (50_000, 100_000, 150_000, 200_000)
 WINDOW = 50_000
 REPORTED = (
     *("sps", "wall_seconds", "compile_seconds", "host_share", "scenes", "store_hits", "unanswered", "steps_without_answer"),
@@ -52,16 +39,12 @@ REPORTED = (
 class Args:
     """Run what is missing, then report."""
 
-    suite: Literal["learning", "resolve_modes"] = "learning"
-    """which curves"""
-    runs: Path = ROOT / "runs" / "learning"
+    runs: Path = ROOT / "runs" / "resolve_modes"
     """where the runs' directories are"""
-    only: tuple[str, ...] = ()
-    """names of the runs wanted; default: all"""
     seed: int = 1
     """seed of every run"""
-    out: Path | None = None
-    """path of the JSON and the PNG, without ending; default: results/<suite>"""
+    out: Path = ROOT / "results" / "resolve_modes"
+    """path of the JSON and the PNG, without ending"""
 
 
 def run_dir(args: Args, name: str) -> Path:
@@ -82,15 +65,15 @@ def means(lines: list[dict]) -> dict[str, float]:
 
 def main(args: Args) -> None:
     """Run, print the table, write it and draw the curves."""
-    rows, runs = {}, SUITES[args.suite]
-    for name in args.only or runs:
+    rows = {}
+    for name, way in WAYS.items():
         directory = run_dir(args, name)
-        flags = [*runs[name], "--seed", str(args.seed), "--store", f"{directory}.sqlite"]
+        flags = [*way, "--seed", str(args.seed), "--store", f"{directory}.sqlite"]
         if not (directory / "summary.json").exists():
             subprocess.run([sys.executable, ROOT / "ellm_ppo.py", *flags, "--run-dir", directory], check=True)
         summary, config = read_json(directory / "summary.json"), read_config(directory)
         rows[name] = {
-            "command": f"python ellm_ppo.py {' '.join(runs[name])} --seed {args.seed}",
+            "command": f"python ellm_ppo.py {' '.join(way)} --seed {args.seed}",
             "achievements_per_episode": means(read_metrics(directory)),
             "evaluation": summary["evaluation"],
             **{key: summary[key] for key in REPORTED if key in summary},
@@ -98,11 +81,10 @@ def main(args: Args) -> None:
             "git_dirty": config["git_dirty"],
         }
         print(f"{name}: {json.dumps(rows[name]['achievements_per_episode'])}")
-    out = args.out or ROOT / "results" / args.suite
-    out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} x {platform.machine()} CPU"
-    write_json(out.with_suffix(".json"), {"machine": machine, "window": WINDOW, "seed": args.seed, "runs": rows})
-    compare_curves({name: run_dir(args, name) for name in rows}, out.with_suffix(".png"))
+    write_json(args.out.with_suffix(".json"), {"machine": machine, "window": WINDOW, "seed": args.seed, "runs": rows})
+    compare_curves({name: run_dir(args, name) for name in rows}, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
