@@ -1,8 +1,8 @@
 """ELLM with DQN, the paper's learner: a language model says what would make sense now, and the agent is paid for doing it.
 
 Each scene is put into words, a language model suggests goals for it, and a step whose caption matches a suggested goal, by the
-cosine of their sentence embeddings, earns that similarity, once per goal and episode (Du et al., ICML 2023). Double Q-learning
-with dueling heads and n-step returns learns from a replay on the device; steps are rewarded before they enter it.
+cosine of their sentence embeddings, earns that similarity, once per goal and episode (Du et al., ICML 2023). Dueling n-step
+Q-learning, double (the paper's) or Munchausen, learns from a replay on the device; steps are rewarded before they enter it.
 
     python ellm_dqn.py --env crafter                        recorded rules of a 1.5B model, symbols: minutes on two CPU cores
     python ellm_dqn.py --preset paper                       the paper's pixels and hyper-parameters, for an accelerator
