@@ -20,7 +20,10 @@ APT_METRICS = {"inverse_loss", "inverse_accuracy", "bonus_mean", "bonus_std", "k
 
 @dataclasses.dataclass(frozen=True)
 class TellingWorld(ToyWorld):
-    """The observation tells the moment and the end too, so that no state is mistaken for another; any open at the door ends it."""
+    """The observation tells the moment and the end too, so that no state is mistaken for another; any open at the door ends it.
+
+    The scene tells the end as well, in a bit without a fact: it is never one that the policy acts in.
+    """
 
     max_episode_steps: int = 8
 
@@ -31,6 +34,9 @@ class TellingWorld(ToyWorld):
     def observe(self, state):
         moment = jnp.stack([state.open, state.timestep / self.max_episode_steps]).astype(jnp.float32)
         return jnp.concatenate([super().observe(state), moment])
+
+    def scene(self, state):
+        return super().scene(state) | state.open.astype(jnp.uint32)[None] << len(self.facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +317,7 @@ def test_collection_that_stops_at_unknown_words_equals_one_that_never_stops(tmp_
     for known_before in (False, True):
         setup, service, state, collector = begin(ppo_apt, TellingWorld(), tmp_path, text_observation="caption", seed=2)
         if known_before:
-            service.resolve(np.arange(1 << len(ToyWorld.facts), dtype=np.uint32)[:, None])
+            service.resolve(np.arange(2 << len(ToyWorld.facts), dtype=np.uint32)[:, None])
         tables, stops = service.tables, 0
         for _ in range(3):
             state, collector, unknown = ppo_apt.collect(setup, tables, state, collector)
