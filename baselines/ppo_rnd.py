@@ -18,6 +18,7 @@ Deviations from the papers:
    RND's learns in one loss with the policy, in 4 passes in minibatches of 1024.
 4. Symbols are read by a hidden layer instead of three convolutions; hidden layers are --hidden-size wide, the paper's 512.
 5. NovelD's errors are those of RND and its reward is divided as RND's is. NovelD's own are of the policy's features, and undivided.
+   In Crafter's symbols the light changes at every step, so that nearly every visit is a first one: see first_visits in the metrics.
 Axes: T steps, N envs, B minibatch, A actions, D observation, C captions, K achievements, E embedding, W scene words, F features,
 P what an observation is packed into, L states of an episode.
 """

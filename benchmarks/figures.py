@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.pretraining import BIN, METHODS, ROWS, read_rows  # noqa: E402
 from lab.cli import run_cli  # noqa: E402
 from lab.errors import UserError  # noqa: E402
-from lab.plots import COLOURS, DASHES, FAINT, INK, SMOOTHING, _finish, _save, smooth  # noqa: E402
+from lab.plots import COLOURS, DASHES, FAINT, INK, SMOOTHING, finish_axes, save_figure, smooth  # noqa: E402
 from lab.run import write_json, write_text  # noqa: E402
 
 RESAMPLES, POINTS = 5_000, 100  # draws of a bootstrap; points of a drawn curve
@@ -39,7 +39,7 @@ INPUTS = (
 )
 # Numbers of colour and dashes: one look for a method in all pictures, one colour for a family.
 STYLES = {
-    **{"oracle": (6, 0), "extrinsic": (6, 1), "random": (6, 2)},
+    **{"oracle": (6, 0), "extrinsic": (6, 1), "extrinsic-lr3e-4": (6, 3), "random": (6, 2)},
     **{"ellm-rules-1.5b": (0, 0), "ellm-rules-270m": (0, 1), "ellm-open-1.5b": (5, 0), "ellm-open-270m": (5, 1)},
     **{"ellm-rules-1.5b-goals": (4, 0), "ellm-rules-1.5b-text": (4, 1), "ellm-rules-1.5b-goals-text": (4, 3)},
     **{"novelty": (2, 0), "uniform": (2, 1), "rnd": (1, 0), "noveld": (1, 1), "rnd-text": (1, 2)},
@@ -228,7 +228,7 @@ def draw_curves(axes: Axes, methods: dict[str, list[dict]], names: Iterable[str]
         handles.append((float(iqm(scores(methods[name]))), name, line))
     numbers = sorted({len(methods[name]) for _, name, _ in handles})
     seeds = f"IQM and 95% interval over {' or '.join(map(str, numbers))} seeds" if numbers != [1] else "one seed"
-    _finish(axes, f"{title} ({seeds})")
+    finish_axes(axes, f"{title} ({seeds})")
     axes.set_ylabel("achievements per episode", color=INK)
     handles.sort(key=lambda handle: -handle[0])
     axes.legend(
@@ -251,7 +251,7 @@ def picture(methods: dict[str, list[dict]], panels: dict[str, Iterable[str]], pa
         figure = Figure(figsize=(9.5, 4.6 * len(panels)), layout="constrained")
         for axes, (title, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
             draw_curves(axes, methods, names, title)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def success_rates(methods: dict[str, list[dict]], path: Path) -> None:
@@ -275,7 +275,7 @@ def success_rates(methods: dict[str, list[dict]], path: Path) -> None:
     axes.spines[:].set_visible(False)
     title = "episodes with the achievement in the last 5% of the training, %; beside the methods: achievements per episode"
     axes.set_xlabel(title, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def main(args: Args) -> None:

@@ -31,7 +31,7 @@ def learning_curve(run_dirs: RunDirs, path: str | os.PathLike) -> None:
     figure = Figure(figsize=(13.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.1))
     _draw_mean(left, runs, COLOURS[0])
-    _finish(left, "achievements per episode")
+    finish_axes(left, "achievements per episode")
 
     names = next((list(line["success_rates"]) for run in runs for line in run if line.get("success_rates")), [])
     curves = [_band([_series(run, name) for run in runs]) for name in names]
@@ -39,7 +39,7 @@ def learning_curve(run_dirs: RunDirs, path: str | os.PathLike) -> None:
     for i in sorted(range(len(names)), key=lambda i: -curves[i][1][-1]):
         steps, mean, _, _ = curves[i]
         right.plot(steps, 100 * mean, **_style(i), linewidth=1.5, label=f"{100 * mean[-1]:5.1f}%  {names[i]}")
-    _finish(right, "episodes with the achievement, %")
+    finish_axes(right, "episodes with the achievement, %")
     right.set_ylim(-2, 102)
     if names:
         right.legend(
@@ -50,7 +50,7 @@ def learning_curve(run_dirs: RunDirs, path: str | os.PathLike) -> None:
             handlelength=3.2,
             labelcolor=INK,
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def compare_curves(named: Mapping[str, RunDirs], path: str | os.PathLike) -> None:
@@ -66,11 +66,11 @@ def compare_curves(named: Mapping[str, RunDirs], path: str | os.PathLike) -> Non
             handle.set_label(f"{final:.1f}  {name}{count}")
             finals.append(final)
             handles.append(handle)
-    _finish(axes, "achievements per episode")
+    finish_axes(axes, "achievements per episode")
     ordered = [handle for _, handle in sorted(zip(finals, handles, strict=True), key=lambda pair: -pair[0])]
     if ordered:
         axes.legend(handles=ordered, frameon=False, fontsize=9, handlelength=3.2, labelcolor=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, weights: np.ndarray, at: np.ndarray, width: float) -> np.ndarray:
@@ -140,7 +140,7 @@ def _draw_mean(
     return float(mean[-1]), line
 
 
-def _finish(axes: Axes, title: str) -> None:
+def finish_axes(axes: Axes, title: str) -> None:
     """Label the axes, and say so when there is nothing to draw."""
     if not axes.lines:
         axes.text(0.5, 0.5, "no episode has ended yet", transform=axes.transAxes, ha="center", color=FAINT)
@@ -159,7 +159,7 @@ def _finish(axes: Axes, title: str) -> None:
     axes.tick_params(colors=INK, labelsize=9)
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Write a PNG without any display, so that at any instant it is the old or the new one."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")

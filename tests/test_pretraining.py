@@ -84,7 +84,7 @@ def test_seed_1_of_all_methods_comes_first():
     args = pretraining.Args(only=("rnd", "oracle", "oracle-5m"))
     first = [("oracle", 1), ("rnd", 1), ("oracle-5m", 1)]
     assert pretraining.plan(args) == [*first, *(("oracle", 2), ("rnd", 2)), *(("oracle", 3), ("rnd", 3))]
-    assert len(pretraining.plan(pretraining.Args())) == 22 * 3 + 4
+    assert len(pretraining.plan(pretraining.Args())) == 23 * 3 + 4
 
 
 def test_groups_and_seeds_are_chosen():
@@ -118,7 +118,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path, started, capsys):
     with pytest.raises(SystemExit) as stop:
         pretraining.main(args)
     assert stop.value.code == 1 and "novelty, seed 1: failed with exit code 2" in capsys.readouterr().out
-    where = ["--run-dir", str(tmp_path / "runs" / "rnd-s1"), "--store", str(tmp_path / "runs" / "rnd-s1.sqlite")]
+    where = ["--run-dir", str(tmp_path / "runs" / "rnd-s1"), "--store", str(tmp_path / "runs" / "rnd-s1.sqlite"), "--no-film"]
     assert started[1] == ["-m", "baselines.ppo_rnd", "--seed", "1", "--total-timesteps", "1000000", *where]
     assert [(row["method"], row["seed"]) for row in pretraining.read_rows(args.results)] == [("rnd", 1)]
 
