@@ -639,7 +639,8 @@ def test_transformers_serve_answers_as_in_process(transformers_serve, tiny, conn
 
     url, name = transformers_serve
     there = connect(url, name, timeout=60.0, concurrency=4)
-    assert there.name == f"{tiny.name}@main,endpoint"
+    # transformers before 5.24 named the revision, later ones do not.
+    assert there.name in (f"{tiny.name}@main,endpoint", f"{tiny.name},endpoint")
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     prompts, expected = [*QUESTIONS, "Short?"], []
