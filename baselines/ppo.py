@@ -3,7 +3,7 @@
 The same networks, worlds, inputs and file layout as ellm_ppo.py, whose `--goal-source none` learns the same numbers from the same
 seed; no language model. The embedded caption of the scene may be read beside the observation.
 
-    python -m baselines.ppo --env crafter                          1M steps, minutes on two CPU cores
+    python -m baselines.ppo --env crafter                          1.5M steps, minutes on two CPU cores
     python -m baselines.ppo --text-observation facts               also reads the scene in words
 
 On a GPU or TPU (jax for the device installed) begin with --preset gpu.
