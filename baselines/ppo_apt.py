@@ -35,6 +35,7 @@ from goals.tables import GoalTables, embed_facts, lookup
 from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
 from lab.compile_clock import CompileClock
+from lab.convolution import Convolution
 from lab.errors import UserError
 from lab.film import film_frames, make_film
 from lab.metrics import costs, metrics_line, summarise
@@ -293,7 +294,7 @@ class Torso(nn.Module):
         if observation.ndim > 2:
             observation = observation.astype(jnp.float32) / 255.0
             for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-                observation = nn.relu(nn.Conv(features, (size, size), (stride, stride))(observation))
+                observation = nn.relu(Convolution(features, size, stride)(observation))
             observation = observation.reshape(observation.shape[0], -1)
         words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in (inputs.text,) if x.shape[-1]]
         x = jnp.concatenate([observation, inputs.captions_so_far.astype(jnp.float32), *words], axis=-1)
@@ -332,7 +333,7 @@ class Trunk(nn.Module):
         if observation.ndim > 2:
             observation = observation.astype(jnp.float32) / 255.0
             for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-                observation = nn.relu(nn.Conv(features, (size, size), (stride, stride))(observation))
+                observation = nn.relu(Convolution(features, size, stride)(observation))
             observation = observation.reshape(observation.shape[0], -1)
         x = jnp.concatenate([observation, inputs.text], axis=-1)
         return nn.tanh(nn.LayerNorm()(nn.Dense(self.num_features)(x)))

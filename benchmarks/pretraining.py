@@ -74,8 +74,8 @@ METHODS = {
     "dqn-rnd": Method("dqn", ["-m", "baselines.dqn_rnd"]),
     "oracle-5m": Method("long", ["ellm_ppo.py", "--goal-source", "oracle"], (1,), 5_000_000),
     "ellm-rules-1.5b-5m": Method("long", ["ellm_ppo.py"], (1,), 5_000_000),
-    "pixels-oracle": Method("pixels", ["ellm_ppo.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 300_000),
-    "pixels-dqn-oracle": Method("pixels", ["ellm_dqn.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 300_000),
+    "pixels-oracle": Method("pixels", ["ellm_ppo.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
+    "pixels-dqn-oracle": Method("pixels", ["ellm_dqn.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
 }
 
 

@@ -238,9 +238,7 @@ def main(args: Args) -> dict:
     speeds = {"env_only": measure(env_only, args.rounds, steps), "training": measure(training, args.rounds, steps)}
     # Each learner as it is by default, DQN from its first gradient step on.
     learners = {"ppo": train_ours(ellm_ppo), "dqn": train_ours(ellm_dqn, learning_starts=0)}
-    speeds["defaults"] = {
-        name: measure({name: run}, REPEATS * args.rounds, steps)[name] for name, (run, steps) in learners.items()
-    }
+    speeds["defaults"] = {name: measure({name: run}, REPEATS * args.rounds, steps)[name] for name, (run, steps) in learners.items()}
     ppo, dqn = ellm_ppo.Args(), ellm_dqn.Args()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     result = {

@@ -11,7 +11,7 @@ from baselines import dqn, dqn_apt, ppo, ppo_apt
 from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from tests.test_ellm_ppo import assert_equal_trees
-from tests.toy_world import LENGTH, ToyWorld
+from tests.toy_world import LENGTH, PictureWorld, ToyWorld
 from tests.training import make_args, train
 
 SCRIPTS = {"ppo": ppo_apt, "dqn": dqn_apt}
@@ -45,17 +45,6 @@ class WalkWorld(ToyWorld):
 
     max_episode_steps: int = 8
     actions = ("left", "right")
-
-
-@dataclasses.dataclass(frozen=True)
-class PictureWorld(ToyWorld):
-    """Pixels to see, wide enough for the convolutions."""
-
-    def observe(self, state):
-        return jnp.zeros((36, 36, 3), jnp.uint8).at[:, state.position * 9].set(255)
-
-    def unpack_observation(self, packed):
-        return packed[..., 0, :, :, :]
 
 
 def begin(script, world, folder, **fields):
@@ -344,8 +333,8 @@ def test_words_and_pixels_are_represented(monkeypatch, tmp_path, learner, world,
     _, state, lines = train(monkeypatch, world, tmp_path, "run", None, SCRIPTS[learner], total_timesteps=4 * 8 * 3, **fields)
     trunk = state.bonus.params["params"]["trunk"]
     width = trunk["Dense_0"]["kernel"].shape[0]
-    assert ("Conv_0" in trunk) == isinstance(world, PictureWorld)
-    assert width == (LENGTH + 1 + 384 if fields else 5 * 5 * 64)
+    assert ("Convolution_0" in trunk) == isinstance(world, PictureWorld)
+    assert width == (LENGTH + 1 + 384 if fields else 64)
     assert lines[-1]["bonus_std"] > 0 and all(np.isfinite(line[name]) for line in lines for name in APT_METRICS)
 
 

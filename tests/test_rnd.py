@@ -12,7 +12,7 @@ from baselines import dqn, dqn_rnd, ppo, ppo_rnd
 from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from tests.test_ellm_ppo import assert_equal_trees
-from tests.toy_world import ToyWorld
+from tests.toy_world import PictureWorld, ToyWorld
 from tests.training import make_args, train
 from worlds.frames import FrameStack
 
@@ -33,17 +33,6 @@ class TellingWorld(ToyWorld):
     def observe(self, state):
         moment = jnp.stack([state.open, state.timestep / self.max_episode_steps]).astype(jnp.float32)
         return jnp.concatenate([super().observe(state), moment])
-
-
-@dataclasses.dataclass(frozen=True)
-class PictureWorld(ToyWorld):
-    """Pixels to see, wide enough for the convolutions."""
-
-    def observe(self, state):
-        return jnp.zeros((36, 36, 3), jnp.uint8).at[:, state.position * 9].set(255)
-
-    def unpack_observation(self, packed):
-        return packed[..., 0, :, :, :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,7 +365,7 @@ def test_pictures_are_read_by_convolutions_of_stacked_ones_the_newest(monkeypatc
     fields = {"total_timesteps": 4 * 8 * 2, "noveld": True, "rnd_features": 8}
     _, state, lines = train(monkeypatch, world, tmp_path, "run", None, SCRIPTS[learner], **fields)
     for params in (state.bonus.target, state.bonus.predictor):
-        assert params["params"]["Conv_0"]["kernel"].shape == kernel
+        assert params["params"]["Convolution_0"]["kernel"].shape == kernel
     assert state.bonus.observations.mean.shape == (36, 36, kernel[2])
     columns = np.asarray(state.bonus.observations.mean).sum((0, 2)) > 0
     assert set(np.flatnonzero(columns)) <= {0, 9, 18, 27} and columns.any()

@@ -88,6 +88,17 @@ class ToyWorld:
         return np.asarray([[0], [0b011], [0b100], [0b100]], np.uint32)
 
 
+@dataclass(frozen=True)
+class PictureWorld(ToyWorld):
+    """Pixels to see, just wide enough for the convolutions."""
+
+    def observe(self, state):
+        return jnp.zeros((36, 36, 3), jnp.uint8).at[:, state.position * 9].set(255)
+
+    def unpack_observation(self, packed):
+        return packed[..., 0, :, :, :]
+
+
 @struct.dataclass
 class ProbeState:
     observed: jax.Array
