@@ -18,9 +18,9 @@ import goals.service
 from lab.cli import parse
 from lab.compile_clock import CompileClock
 from lab.errors import UserError
-from tests.test_ellm_ppo import Chatty, Killed, assert_equal_trees
+from tests.test_ellm_ppo import Chatty, assert_equal_trees
 from tests.toy_world import ProbeWorld, ToyWorld
-from tests.training import TableModel, make_args
+from tests.training import TableModel, make_args, train_with_a_break
 from tests.training import train as train_script
 from worlds.crafter import Transition
 from worlds.frames import FrameStack
@@ -233,18 +233,7 @@ def test_run_repeats_bit_for_bit_and_one_that_was_killed_ends_there_too(monkeypa
     settings = {"goal_form": "open", "total_timesteps": 4 * 8 * 6, "checkpoint_every": 3, **fields}
     cold, whole, whole_lines = train(monkeypatch, ToyWorld(), tmp_path, "whole", model, **settings)
     assert len(model.prompts) == len(set(model.prompts)) == cold["queries"]
-
-    def kill(self, metrics):
-        if metrics["update"] == 5:
-            raise Killed
-        return log(self, metrics)
-
-    log = ellm_dqn.Run.log
-    with monkeypatch.context() as patch:
-        patch.setattr(ellm_dqn.Run, "log", kill)
-        with pytest.raises(Killed):
-            train(monkeypatch, ToyWorld(), tmp_path, "killed", model, **settings)
-    _, resumed, resumed_lines = train(monkeypatch, ToyWorld(), tmp_path, "killed", model, **settings)
+    _, resumed, resumed_lines = train_with_a_break(monkeypatch, ToyWorld(), tmp_path, "killed", model, ellm_dqn, **settings)
     assert_equal_trees(whole, resumed)
     assert whole_lines == resumed_lines and len(whole_lines) == 6 and whole_lines[-1]["td_loss"] > 0
     assert len(model.prompts) == cold["queries"]  # the second run found all answers in the store

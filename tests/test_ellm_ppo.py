@@ -19,7 +19,7 @@ from lab.errors import UserError
 from lab.run import read_config
 from tests.test_tables import make_tables
 from tests.toy_world import ProbeWorld, ToyWorld
-from tests.training import PROMPT, TableModel, make_args, train
+from tests.training import PROMPT, TableModel, make_args, train, train_with_a_break
 
 EXACT = {"rtol": 0, "atol": 0}
 
@@ -252,10 +252,6 @@ def test_room_for_goals_grows_without_a_trace(monkeypatch, tmp_path):
         np.testing.assert_allclose(a["value_loss"], b["value_loss"], rtol=1e-4)
 
 
-class Killed(Exception):
-    """Stands for a kill in the middle of a run."""
-
-
 class SilentModel(TableModel):
     """Has no answer where the key can be seen."""
 
@@ -271,18 +267,7 @@ class SilentModel(TableModel):
 def test_resumed_run_ends_where_an_undisturbed_one_ends(monkeypatch, tmp_path, model, fields):
     settings = {"goal_form": "open", "total_timesteps": 4 * 8 * 6, "checkpoint_every": 3, **fields}
     _, whole, whole_lines = train(monkeypatch, ToyWorld(), tmp_path, "whole", model(), **settings)
-
-    def kill(self, metrics):
-        if metrics["update"] == 5:
-            raise Killed
-        return log(self, metrics)
-
-    log = ellm_ppo.Run.log
-    with monkeypatch.context() as patch:
-        patch.setattr(ellm_ppo.Run, "log", kill)
-        with pytest.raises(Killed):
-            train(monkeypatch, ToyWorld(), tmp_path, "killed", model(), **settings)
-    _, resumed, resumed_lines = train(monkeypatch, ToyWorld(), tmp_path, "killed", model(), **settings)
+    _, resumed, resumed_lines = train_with_a_break(monkeypatch, ToyWorld(), tmp_path, "killed", model(), **settings)
     assert_equal_trees(whole, resumed)
     assert whole_lines == resumed_lines and len(whole_lines) == 6
     assert any(line["steps_without_answer"] for line in whole_lines) == (model is SilentModel)

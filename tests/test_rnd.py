@@ -13,7 +13,7 @@ from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from tests.test_ellm_ppo import assert_equal_trees
 from tests.toy_world import PictureWorld, ToyWorld
-from tests.training import make_args, train
+from tests.training import make_args, train, train_with_a_break
 from worlds.frames import FrameStack
 
 SCRIPTS = {"ppo": ppo_rnd, "dqn": dqn_rnd}
@@ -394,20 +394,10 @@ def test_without_the_bonus_it_is_the_plain_baseline_bit_for_bit(monkeypatch, tmp
 
 @pytest.mark.parametrize(("learner", "text"), [("ppo", "none"), ("dqn", "caption")])
 def test_resumed_run_ends_where_an_undisturbed_one_ends(monkeypatch, tmp_path, learner, text):
-    script, log = SCRIPTS[learner], SCRIPTS[learner].Run.log
+    script = SCRIPTS[learner]
     fields = {"total_timesteps": 4 * 8 * 6, "checkpoint_every": 3, "text_observation": text, "noveld": True, "rnd_proportion": 0.6}
     _, whole, whole_lines = train(monkeypatch, ToyWorld(), tmp_path, "whole", None, script, **fields)
-
-    def kill(self, metrics):
-        if metrics["update"] == 5:
-            raise InterruptedError
-        return log(self, metrics)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(script.Run, "log", kill)
-        with pytest.raises(InterruptedError):
-            train(monkeypatch, ToyWorld(), tmp_path, "killed", None, script, **fields)
-    _, resumed, resumed_lines = train(monkeypatch, ToyWorld(), tmp_path, "killed", None, script, **fields)
+    _, resumed, resumed_lines = train_with_a_break(monkeypatch, ToyWorld(), tmp_path, "killed", None, script, **fields)
     assert_equal_trees(whole, resumed)
     assert whole_lines == resumed_lines and len(whole_lines) == 6
     assert float(whole.bonus.observations.count) == float(whole.bonus.returns.count) == 4 * 8 * 6

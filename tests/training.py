@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 import ellm_ppo
 import goals.service
 from goals.language_models import Usage
@@ -21,6 +23,10 @@ TINY = {
     "evaluate_episodes": 0,
     "compilation_cache": False,
 }
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a run."""
 
 
 class TableModel:
@@ -63,6 +69,22 @@ def train(monkeypatch, world, folder: Path, name: str, model=None, script=ellm_p
     monkeypatch.setattr(goals.service, "load_language_model", lambda spec, **options: model)
     summary = script.main(args)
     return summary, load_state(args, world, script), read_lines(folder / name)
+
+
+def train_with_a_break(monkeypatch, world, folder: Path, name: str, model=None, script=ellm_ppo, **fields):
+    """Do what `train` does in two goes: the first is killed as it logs update 5."""
+    log = script.Run.log
+
+    def kill(self, metrics):
+        if metrics["update"] == 5:
+            raise Killed
+        return log(self, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Run, "log", kill)
+        with pytest.raises(Killed):
+            train(monkeypatch, world, folder, name, model, script, **fields)
+    return train(monkeypatch, world, folder, name, model, script, **fields)
 
 
 def load_state(args, world, script=ellm_ppo):
