@@ -39,11 +39,11 @@ INPUTS = (
 )
 # Numbers of colour and dashes: one look for a method in all pictures, one colour for a family.
 STYLES = {
-    **{"oracle": (6, 0), "extrinsic": (6, 1), "extrinsic-lr3e-4": (6, 3), "random": (6, 2)},
+    **{"oracle": (6, 0), "oracle-goals": (4, 2), "extrinsic": (6, 1), "extrinsic-lr3e-4": (6, 3), "random": (6, 2)},
     **{"ellm-rules-1.5b": (0, 0), "ellm-rules-270m": (0, 1), "ellm-open-1.5b": (5, 0), "ellm-open-270m": (5, 1)},
     **{"ellm-rules-1.5b-goals": (4, 0), "ellm-rules-1.5b-text": (4, 1), "ellm-rules-1.5b-goals-text": (4, 3)},
     **{"novelty": (2, 0), "uniform": (2, 1), "rnd": (1, 0), "noveld": (1, 1), "rnd-text": (1, 2)},
-    **{"apt": (3, 0), "apt-text": (3, 2)},
+    **{"apt": (3, 0), "apt-text": (3, 2), "apt-coef0.02": (3, 1)},
 }
 # What the paper claims: the first is better than the second.
 CLAIMS = (
@@ -298,7 +298,7 @@ def main(args: Args) -> None:
     picture(methods, {"DQN beside PPO": twins}, args.results / "dqn.png")
     picture(methods, {"Five times the steps": groups["long"]}, args.results / "long.png")
     picture(methods, {"From pixels": groups["pixels"]}, args.results / "pixels.png")
-    shown = {name: methods[name] for name in (*groups["ppo"], *groups["dqn"])}
+    shown = {name: methods[name] for name in (*groups["ppo"], *groups["dqn"], *groups["long"])}
     if shown:
         success_rates(shown, args.results / "success_rates.png")
 

@@ -64,6 +64,7 @@ METHODS = {
     "rnd-text": Method("ppo", ["-m", "baselines.ppo_rnd", *FACTS]),
     "noveld": Method("ppo", ["-m", "baselines.ppo_rnd", "--noveld"]),
     "apt": Method("ppo", ["-m", "baselines.ppo_apt"]),
+    "apt-coef0.02": Method("ppo", ["-m", "baselines.ppo_apt", "--intrinsic-coef", "0.02"], (1,)),
     "apt-text": Method("ppo", ["-m", "baselines.ppo_apt", *FACTS]),
     "extrinsic": Method("ppo", ["-m", "baselines.ppo"]),
     "extrinsic-lr3e-4": Method("ppo", ["-m", "baselines.ppo", "--learning-rate", "3e-4"]),
@@ -74,6 +75,8 @@ METHODS = {
     "dqn-rnd": Method("dqn", ["-m", "baselines.dqn_rnd"]),
     "oracle-5m": Method("long", ["ellm_ppo.py", "--goal-source", "oracle"], (1,), 5_000_000),
     "ellm-rules-1.5b-5m": Method("long", ["ellm_ppo.py"], (1,), 5_000_000),
+    "oracle-goals-5m": Method("long", ["ellm_ppo.py", "--goal-source", "oracle", "--goal-conditioned"], (1,), 5_000_000),
+    "ellm-rules-1.5b-goals-5m": Method("long", ["ellm_ppo.py", "--goal-conditioned"], (1,), 5_000_000),
     "pixels-oracle": Method("pixels", ["ellm_ppo.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
     "pixels-dqn-oracle": Method("pixels", ["ellm_dqn.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
 }
