@@ -34,6 +34,7 @@ SOURCES = (
     *("novelty", "uniform", "rnd", "noveld", "apt", "random"),
 )
 INPUTS = (
+    *("oracle", "oracle-goals"),
     *("ellm-rules-1.5b", "ellm-rules-1.5b-goals", "ellm-rules-1.5b-text", "ellm-rules-1.5b-goals-text"),
     *("rnd", "rnd-text", "apt", "apt-text"),
 )
@@ -48,6 +49,8 @@ STYLES = {
 # What the paper claims: the first is better than the second.
 CLAIMS = (
     ("oracle", "ellm-rules-1.5b"),
+    ("oracle-goals", "ellm-rules-1.5b-goals"),
+    *((f"ellm-rules-1.5b-{read}", "ellm-rules-1.5b") for read in ("goals", "text")),
     *(("ellm-rules-1.5b", other) for other in ("novelty", "uniform", "rnd", "apt")),
     ("dqn-oracle", "dqn-ellm-rules-1.5b"),
     *(("dqn-ellm-rules-1.5b", other) for other in ("dqn-novelty", "dqn-rnd")),

@@ -50,6 +50,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "oracle": Method("ppo", ["ellm_ppo.py", "--goal-source", "oracle"]),
+    "oracle-goals": Method("ppo", ["ellm_ppo.py", "--goal-source", "oracle", "--goal-conditioned"]),
     "ellm-rules-1.5b": Method("ppo", ["ellm_ppo.py"]),
     "ellm-rules-270m": Method("ppo", ["ellm_ppo.py", "--llm", "gemma3-270m", "--resolve", "replay"]),
     "ellm-open-1.5b": Method("ppo", ["ellm_ppo.py", *OPEN]),
