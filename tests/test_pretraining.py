@@ -84,7 +84,7 @@ def test_seed_1_of_all_methods_comes_first():
     args = pretraining.Args(only=("rnd", "oracle", "oracle-5m"))
     first = [("oracle", 1), ("rnd", 1), ("oracle-5m", 1)]
     assert pretraining.plan(args) == [*first, *(("oracle", 2), ("rnd", 2)), *(("oracle", 3), ("rnd", 3))]
-    assert len(pretraining.plan(pretraining.Args())) == 23 * 3 + 4
+    assert len(pretraining.plan(pretraining.Args())) == sum(len(method.seeds) for method in pretraining.METHODS.values())
 
 
 def test_groups_and_seeds_are_chosen():
@@ -211,9 +211,9 @@ def test_everything_is_drawn(tmp_path, most_seeds):
     assert row["interval"] == (None if most_seeds == 1 else [4.6, 6.6])
     assert row["evaluation_standard_error"] == pytest.approx(0.3 / np.sqrt(most_seeds), abs=1e-4)
     assert len(table["comparisons"]) == len(figures.CLAIMS)
-    assert table["comparisons"][1]["claim"] == "ellm-rules-1.5b > novelty"
-    assert table["comparisons"][1]["difference_of_means"] == 0.8
-    assert (table["comparisons"][1]["interval"] is None) == (most_seeds == 1)
+    comparison = next(row for row in table["comparisons"] if row["claim"] == "ellm-rules-1.5b > novelty")
+    assert comparison["difference_of_means"] == 0.8
+    assert (comparison["interval"] is None) == (most_seeds == 1)
     line = {
         1: "| oracle | 1 | 4.60 |  | 4.60 | 4.60 ± 0.30 | 100 |",
         3: "| oracle | 3 | 5.60 | 4.60 to 6.60 | 5.60 | 5.60 ± 0.17 | 100 |",
