@@ -79,6 +79,7 @@ METHODS = {
     "oracle-goals-5m": Method("long", ["ellm_ppo.py", "--goal-source", "oracle", "--goal-conditioned"], (1,), 5_000_000),
     "ellm-rules-1.5b-goals-5m": Method("long", ["ellm_ppo.py", "--goal-conditioned"], (1,), 5_000_000),
     "ellm-rules-1.5b-text-5m": Method("long", ["ellm_ppo.py", *FACTS], (1,), 5_000_000),
+    "ellm-rules-1.5b-goals-text-5m": Method("long", ["ellm_ppo.py", "--goal-conditioned", *FACTS], (1,), 5_000_000),
     "pixels-oracle": Method("pixels", ["ellm_ppo.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
     "pixels-dqn-oracle": Method("pixels", ["ellm_dqn.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
 }
