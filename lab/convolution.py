@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lab.errors import UserError
+
 
 class Convolution(nn.Module):
     """What `nn.Conv` with square windows and "VALID" padding computes, from equal parameters.
 
     On a CPU as a product of patches with the kernel: XLA's own convolution, in a loop as scans make, takes some 15 times as
-    long there (jax issue 12868). On other platforms it is XLA's. `size` is a multiple of `stride`, or `stride` is 1.
+    long there (jax issue 12868). On other platforms it is XLA's. `size` is a multiple of `stride`. Raises UserError for images
+    smaller than a window.
     """
 
     features: int
@@ -23,6 +26,8 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Turn [B, H, W, channels] into [B, (H - size) // stride + 1, (W - size) // stride + 1, features]."""
+        if min(images.shape[1:3]) < self.size:
+            raise UserError(f"pictures have become {images.shape[1]} x {images.shape[2]}, too small for a window of {self.size}")
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, images.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         product = jax.lax.platform_dependent(images, kernel, cpu=self.by_patches, default=self.by_xla)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lab.convolution import Convolution
+from lab.errors import UserError
 
 
 @pytest.mark.parametrize(("side", "size", "stride"), [((84, 84), 8, 4), ((20, 14), 4, 2), ((9, 9), 3, 1), ((8, 8), 8, 4)])
@@ -38,3 +39,8 @@ def test_only_the_processor_gets_patches():
         name: "stablehlo.convolution" in lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")
     }
     assert has_convolution == {"cpu": False, "cuda": True, "tpu": True}
+
+
+def test_pictures_smaller_than_a_window_are_told():
+    with pytest.raises(UserError, match="7 x 9, too small for a window of 8"):
+        Convolution(5, 8, 4).init(jax.random.key(0), np.zeros((1, 7, 9, 2), np.float32))

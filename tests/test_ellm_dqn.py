@@ -96,7 +96,7 @@ class TaleState:
 
 @dataclass(frozen=True)
 class TaleWorld(ToyWorld):
-    """Each observation tells which episode it is of, at which step, and how that episode ends; frames tell it in three pixels."""
+    """Each observation tells which episode it is of, at which step, and how that episode ends; frames by three pixels."""
 
     max_episode_steps: int = 8
     frames: bool = False
@@ -116,7 +116,9 @@ class TaleWorld(ToyWorld):
 
     def observe(self, state):
         told = jnp.stack([state.episode, state.timestep, state.end])
-        return told.astype(jnp.uint8)[None] if self.frames else told.astype(jnp.float32)
+        if self.frames:
+            return jnp.zeros((36, 36), jnp.uint8).at[0, :3].set(told.astype(jnp.uint8))
+        return told.astype(jnp.float32)
 
     def scene(self, state):
         return (state.episode + 256 * state.timestep).astype(jnp.uint32)[None]
@@ -146,7 +148,7 @@ def test_replay_gives_back_what_happened(tmp_path, frames):
             continue
         inputs, _, returns, discounts, following = jax.device_get(sample(tables, state.replay, jax.random.key(round_number)))
         stacks, next_stacks = (
-            np.moveaxis(x.observation[:, 0], -1, 1) if frames else x.observation[:, None] for x in (inputs, following)
+            np.moveaxis(x.observation[:, 0, :3], -1, 1) if frames else x.observation[:, None] for x in (inputs, following)
         )
         for b in range(len(returns)):
             episode, t, end = (int(x) for x in stacks[b, -1])
