@@ -263,7 +263,7 @@ def test_another_thread_may_ask(server, connect):
 
 @pytest.mark.parametrize("fault", sorted(set(FAULTS) - LONG_WAITS) + ["408", "425", "429", "500", "502", "503", "504"])
 def test_a_fault_that_passes_is_survived_and_one_that_lasts_costs_only_its_question(server, connect, capsys, fault):
-    there = connect(server, timeout=0.8 if fault in SLOW else 5.0, retries=1)
+    there = connect(server, timeout=1.5 if fault in SLOW else 5.0, retries=1)
     server.fault = lambda prompt, attempt: fault if "bad" in prompt or ("shaky" in prompt and attempt == 0) else ""
     prompts = ["good 1", "shaky 2", "bad 3", "good 4"]
     if fault not in SHOWS_IN_YES_NO_ONLY:
@@ -298,6 +298,7 @@ def test_what_would_fail_again_is_not_asked_again(server, connect, capsys, statu
 
 def test_waits_grow_and_are_drawn_and_end(server, connect, waits, monkeypatch):
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.5)
+    random.seed(0)
     there = connect(server, retries=9)
     server.fault = lambda prompt, attempt: "500"
     for i in range(20):
@@ -334,12 +335,11 @@ def test_retry_after_that_asks_for_nothing(value):
 
 def test_a_server_that_is_gone_keeps_what_it_gave_then_ends_the_run(connect):
     with MisbehavingServer() as server:
-        there = connect(server, concurrency=2, retries=1)
+        there = connect(server, concurrency=1, retries=1)
         server.fault = lambda prompt, attempt: "goes away" if prompt == "question 5" else ""
         answers = there.generate([f"question {i}" for i in range(40)], 5)
-    assert answers[:4] == [answer_to(f"question {i}") for i in range(4)]
-    assert answers[8:] == [None] * 32
-    assert there.unanswered == answers.count(None)
+    assert answers == [answer_to(f"question {i}") for i in range(5)] + [None] * 35
+    assert there.unanswered == 35
     with pytest.raises(UserError, match="no server answers at .*start one"):
         there.generate(["a", "b"], 5)
 
@@ -359,7 +359,8 @@ def test_a_batch_without_hope_is_given_up(server, connect, capsys):
     server.fault = lambda prompt, attempt: "" if prompt in ("question 0", "question 40") else "500"
     answers = there.generate([f"question {i}" for i in range(200)], 5)
     assert answers == [answer_to("question 0")] + [None] * 199
-    assert PATIENCE < there.requests - 1 < PATIENCE + 8
+    # At most 15 failures before the one answer, which may come late, 16 after it, and what is under way then.
+    assert PATIENCE < there.requests - 1 < 2 * PATIENCE + 4
     assert there.unanswered == 199 and there.usage.queries == there.requests - 1
     assert capsys.readouterr().err.count("16 questions in a row failed: no answer") == 1
     server.fault = lambda prompt, attempt: ""
@@ -372,10 +373,11 @@ def test_a_batch_without_hope_is_given_up(server, connect, capsys):
 def test_a_budget_in_requests_is_kept_exactly_retries_included(server, connect, capsys):
     there = connect(server, max_requests=50, concurrency=8)
     server.fault = lambda prompt, attempt: "500" if attempt == 0 and prompt.endswith("7") else ""
-    answers = there.generate([f"question {i}" for i in range(100)], 5)
+    prompts = [f"question {i}" for i in range(100)]
+    answers = there.generate(prompts, 5)
     assert there.requests == server.prompts.total() == 50
-    given = [answer for answer in answers if answer is not None]
-    assert 40 <= len(given) <= 49 and answers[: len(given) - 8] == given[:-8]
+    given = {prompt: answer for prompt, answer in zip(prompts, answers, strict=True) if answer is not None}
+    assert 40 <= len(given) <= 49 and given == {prompt: answer_to(prompt) for prompt in given}
     assert there.unanswered == 100 - len(given)
     assert there.yes_no(["a"]) == [None]
     assert capsys.readouterr().err.count("the budget of 50 requests is spent: no answer") == 1
