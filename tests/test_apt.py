@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from baselines import dqn, dqn_apt, ppo, ppo_apt
-from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from tests.test_ellm_ppo import assert_equal_trees
 from tests.toy_world import LENGTH, PictureWorld, ToyWorld
-from tests.training import make_args, train, train_with_a_break
+from tests.training import count_programs, make_args, train, train_with_a_break
 
 SCRIPTS = {"ppo": ppo_apt, "dqn": dqn_apt}
 APT_METRICS = {"inverse_loss", "inverse_accuracy", "bonus_mean", "bonus_std", "knn_distance"}
@@ -330,10 +329,8 @@ def test_words_and_pixels_are_represented(monkeypatch, tmp_path, learner, world,
 
 def test_nothing_compiles_after_the_first_updates(monkeypatch, tmp_path):
     for script in SCRIPTS.values():
-        clock, counts, log = CompileClock(), [], script.Run.log
-        with monkeypatch.context() as patch:
-            patch.setattr(script.Run, "log", lambda self, metrics: (counts.append(clock.programs), log(self, metrics)))  # noqa: B023
-            train(patch, ToyWorld(), tmp_path, script.__name__, None, script, total_timesteps=4 * 8 * 8, apt_particles=20)
+        fields = {"total_timesteps": 4 * 8 * 8, "apt_particles": 20}
+        counts = count_programs(monkeypatch, ToyWorld(), tmp_path, script.__name__, None, script, **fields)
         assert counts[0] > 0 and counts[2:] == counts[1:2] * 6
 
 

@@ -14,12 +14,11 @@ import pytest
 import ellm_ppo
 import goals.service
 from goals import rules
-from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from lab.run import read_config
 from tests.test_tables import make_tables
 from tests.toy_world import ProbeWorld, ToyWorld
-from tests.training import PROMPT, TableModel, make_args, train, train_with_a_break
+from tests.training import PROMPT, TableModel, count_programs, make_args, train, train_with_a_break
 
 EXACT = {"rtol": 0, "atol": 0}
 
@@ -306,10 +305,8 @@ def test_every_source_and_seed_leads_elsewhere(monkeypatch, tmp_path):
 
 
 def test_nothing_compiles_after_the_first_updates(monkeypatch, tmp_path):
-    clock, counts, log = CompileClock(), [], ellm_ppo.Run.log
-    monkeypatch.setattr(ellm_ppo.Run, "log", lambda self, metrics: (counts.append(clock.programs), log(self, metrics)))
-    settings = {"goal_form": "open", "goal_conditioned": True, "total_timesteps": 4 * 8 * 8}
-    train(monkeypatch, ToyWorld(), tmp_path, "run", TableModel(), **settings)
+    fields = {"goal_form": "open", "goal_conditioned": True, "total_timesteps": 4 * 8 * 8}
+    counts = count_programs(monkeypatch, ToyWorld(), tmp_path, "run", TableModel(), **fields)
     assert counts[0] > 0 and counts[2:] == counts[1:2] * 6
 
 

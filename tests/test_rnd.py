@@ -9,11 +9,10 @@ import optax
 import pytest
 
 from baselines import dqn, dqn_rnd, ppo, ppo_rnd
-from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from tests.test_ellm_ppo import assert_equal_trees
 from tests.toy_world import PictureWorld, ToyWorld
-from tests.training import make_args, train, train_with_a_break
+from tests.training import count_programs, make_args, train, train_with_a_break
 from worlds.frames import FrameStack
 
 SCRIPTS = {"ppo": ppo_rnd, "dqn": dqn_rnd}
@@ -405,10 +404,8 @@ def test_resumed_run_ends_where_an_undisturbed_one_ends(monkeypatch, tmp_path, l
 
 def test_nothing_compiles_after_the_first_updates(monkeypatch, tmp_path):
     for script in SCRIPTS.values():
-        clock, counts, log = CompileClock(), [], script.Run.log
-        with monkeypatch.context() as patch:
-            patch.setattr(script.Run, "log", lambda self, metrics: (counts.append(clock.programs), log(self, metrics)))  # noqa: B023
-            train(patch, ToyWorld(), tmp_path, script.__name__, None, script, total_timesteps=4 * 8 * 8, noveld=True)
+        fields = {"total_timesteps": 4 * 8 * 8, "noveld": True}
+        counts = count_programs(monkeypatch, ToyWorld(), tmp_path, script.__name__, None, script, **fields)
         assert counts[0] > 0 and counts[2:] == counts[1:2] * 6
 
 

@@ -8,6 +8,7 @@ import pytest
 import ellm_ppo
 import goals.service
 from goals.language_models import Usage
+from lab.compile_clock import CompileClock
 
 PROMPT = "You explore a corridor.\n\nScene: $scene\nGoals:\n-"
 TINY = {
@@ -85,6 +86,15 @@ def train_with_a_break(monkeypatch, world, folder: Path, name: str, model=None, 
         with pytest.raises(Killed):
             train(monkeypatch, world, folder, name, model, script, **fields)
     return train(monkeypatch, world, folder, name, model, script, **fields)
+
+
+def count_programs(monkeypatch, world, folder: Path, name: str, model=None, script=ellm_ppo, **fields) -> list[int]:
+    """Do what `train` does; return how many programs had been compiled as each update was logged."""
+    clock, counts, log = CompileClock(), [], script.Run.log
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Run, "log", lambda self, metrics: (counts.append(clock.programs), log(self, metrics)))
+        train(patch, world, folder, name, model, script, **fields)
+    return counts
 
 
 def load_state(args, world, script=ellm_ppo):
