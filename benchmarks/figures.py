@@ -43,6 +43,7 @@ STYLES = {
     **{"oracle": (6, 0), "oracle-goals": (4, 2), "extrinsic": (6, 1), "extrinsic-lr3e-4": (6, 3), "random": (6, 2)},
     **{"ellm-rules-1.5b": (0, 0), "ellm-rules-270m": (0, 1), "ellm-open-1.5b": (5, 0), "ellm-open-270m": (5, 1)},
     **{"ellm-rules-1.5b-goals": (4, 0), "ellm-rules-1.5b-text": (4, 1), "ellm-rules-1.5b-goals-text": (4, 3)},
+    "ellm-rules-1.5b-mended": (0, 2),
     **{"novelty": (2, 0), "uniform": (2, 1), "rnd": (1, 0), "noveld": (1, 1), "rnd-text": (1, 2)},
     **{"apt": (3, 0), "apt-text": (3, 2), "apt-coef0.02": (3, 1)},
 }

@@ -80,6 +80,7 @@ METHODS = {
     "ellm-rules-1.5b-goals-5m": Method("long", ["ellm_ppo.py", "--goal-conditioned"], (1,), 5_000_000),
     "ellm-rules-1.5b-text-5m": Method("long", ["ellm_ppo.py", *FACTS], (1,), 5_000_000),
     "ellm-rules-1.5b-goals-text-5m": Method("long", ["ellm_ppo.py", "--goal-conditioned", *FACTS], (1,), 5_000_000),
+    "ellm-rules-1.5b-mended-5m": Method("long", ["benchmarks/mended_rules.py"], (1,), 5_000_000),
     "pixels-oracle": Method("pixels", ["ellm_ppo.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
     "pixels-dqn-oracle": Method("pixels", ["ellm_dqn.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
 }

@@ -13,9 +13,12 @@ import tyro
 from PIL import Image
 from scipy import stats
 
-from benchmarks import figures, pretraining
+from benchmarks import figures, mended_rules, pretraining
+from goals import rules
+from goals.recipes import find_recipe
 from lab.errors import UserError
 from lab.run import read_json, write_json
+from worlds import make_world
 from worlds.crafter import ACHIEVEMENTS
 
 EVALUATION = {"episodes": 2, "achievements_per_episode": 1.51239, "achievements_standard_error": 0.5}
@@ -140,7 +143,28 @@ def test_what_is_finished_is_not_run_again(tmp_path, started, capsys):
 def test_commands_parse(name):
     command = pretraining.METHODS[name].command
     module, flags = (command[1], command[2:]) if command[0] == "-m" else (command[0].removesuffix(".py"), command[1:])
-    tyro.cli(importlib.import_module(module).Args, args=[*flags, "--run-dir", "r", "--store", "s.sqlite"])
+    script = importlib.import_module(module.replace("/", "."))
+    tyro.cli(script.Args, args=[*flags, "--run-dir", "r", "--store", "s.sqlite"])
+
+
+def test_mended_rules_are_as_told_and_the_others_stay(monkeypatch):
+    world, trained = make_world("crafter"), []
+    asked, facts = world.captions[1:], rules.asked_facts(world)
+    scores = (np.full(len(asked), 9.0), asked, facts, np.full((len(asked), len(facts)), 9.0), find_recipe(""))
+    plain = rules.compile_rules(world, *scores)
+    monkeypatch.setattr(rules, "compile_rules", rules.compile_rules)
+    monkeypatch.setattr(mended_rules.ellm_ppo, "main", lambda args: trained.append(rules.compile_rules(world, *scores)))
+    mended_rules.main(mended_rules.Args())
+    (mended,) = trained
+    for caption, goal in enumerate(world.captions):
+        if goal in mended_rules.MENDED:
+            needs = {fact for fact, is_needed in zip(world.facts, mended.needs[caption], strict=True) if is_needed}
+            assert needs == set(mended_rules.MENDED[goal]) and not mended.alternatives[caption].any()
+        else:
+            for field in ("sensible", "needs", "alternatives"):
+                np.testing.assert_array_equal(getattr(mended, field)[caption], getattr(plain, field)[caption])
+    with pytest.raises(UserError, match="--goal-form rules"):
+        mended_rules.main(mended_rules.Args(goal_form="open"))
 
 
 # ---- statistics
