@@ -40,7 +40,7 @@ INPUTS = (
 )
 # Numbers of colour and dashes: one look for a method in all pictures, one colour for a family.
 STYLES = {
-    **{"oracle": (6, 0), "oracle-goals": (4, 2), "extrinsic": (6, 1), "extrinsic-lr3e-4": (6, 3), "random": (6, 2)},
+    **{"oracle": (6, 0), "oracle-goals": (6, 3), "extrinsic": (6, 1), "extrinsic-lr3e-4": (6, 2), "random": (6, 2)},
     **{"ellm-rules-1.5b": (0, 0), "ellm-rules-270m": (0, 1), "ellm-open-1.5b": (5, 0), "ellm-open-270m": (5, 1)},
     **{"ellm-rules-1.5b-goals": (4, 0), "ellm-rules-1.5b-text": (4, 1), "ellm-rules-1.5b-goals-text": (4, 3)},
     "ellm-rules-1.5b-mended": (0, 2),
@@ -51,8 +51,8 @@ STYLES = {
 CLAIMS = (
     ("oracle", "ellm-rules-1.5b"),
     ("oracle-goals", "ellm-rules-1.5b-goals"),
-    *((f"ellm-rules-1.5b-{read}", "ellm-rules-1.5b") for read in ("goals", "text")),
-    *(("ellm-rules-1.5b", other) for other in ("novelty", "uniform", "rnd", "apt")),
+    *((f"ellm-rules-1.5b-{read}", "ellm-rules-1.5b") for read in ("goals", "text", "goals-text")),
+    *(("ellm-rules-1.5b", other) for other in ("grounded", "novelty", "uniform", "rnd", "apt")),
     ("dqn-oracle", "dqn-ellm-rules-1.5b"),
     *(("dqn-ellm-rules-1.5b", other) for other in ("dqn-novelty", "dqn-rnd")),
 )
