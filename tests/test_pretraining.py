@@ -96,7 +96,7 @@ def test_groups_and_seeds_are_chosen():
     with pytest.raises(UserError, match="--only rdn is unknown"):
         pretraining.plan(pretraining.Args(only=("rdn",)))
     with pytest.raises(UserError, match="no method"):
-        pretraining.plan(pretraining.Args(group=("long",), seeds=(2,)))
+        pretraining.plan(pretraining.Args(group=("pixels",), seeds=(2,)))
 
 
 @pytest.fixture
