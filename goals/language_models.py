@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ MAX_ROWS = 128  # prompts that transformers continues at once
 COMPACT_BELOW = 0.75  # share of rows still growing below which the others are dropped from the batch
 SAMPLE = "The player sees a cow and some trees. It is getting dark, so the best thing to do now is to sleep."
 MODEL_CACHE = Path("~/.cache/ellm/models")
+LOADING = threading.Lock()  # transformers changes its own classes while it loads: two threads at it leave them changed for good
 DECIMALS = 6  # of a log-probability
 MAX_THREADS = 8  # more only wait for each other in chunks this short
 
@@ -231,7 +233,8 @@ class Transformers:
             _convert_once(path, precision, folder)
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=precision).to(device).eval()
+            with LOADING:
+                model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=precision).to(device).eval()
         except Exception as error:
             raise UserError(f"language model {spec} cannot be loaded ({_first_line(error)}): {mend}") from None
         if is_gguf:
@@ -412,7 +415,8 @@ def _convert_once(path: Path, precision: str, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         try:
             plain = transformers.GgufConfig(dequantize=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=precision, quantization_config=plain)
+            with LOADING:
+                model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=precision, quantization_config=plain)
             model.save_pretrained(aside)
             transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(aside)
             aside.rename(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from goals.language_models import LOADING
 from lab.errors import UserError
 
 # Every call of the network has the same number of rows, and a row's length depends on its text alone: matrix
@@ -59,7 +60,8 @@ class SentenceEncoder:
 
             transformers.utils.logging.disable_progress_bar()
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-            model = transformers.AutoModel.from_pretrained(self._folder, local_files_only=True, use_safetensors=True)
+            with LOADING:
+                model = transformers.AutoModel.from_pretrained(self._folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"sentence encoder {self.name} in {self._folder} cannot be loaded ({reason})") from error
