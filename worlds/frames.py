@@ -1,4 +1,4 @@
-"""The last frames of a world as one observation, as DQN saw Atari and the paper's agents Crafter."""
+"""The last frames of a world as one observation, as DQN saw Atari and ELLM's agents Crafter."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from lab.errors import UserError
-from worlds.crafter import Transition
+from worlds.world import Transition
+from worlds.wrapper import WorldWrapper
 
 
 @struct.dataclass
@@ -21,55 +22,54 @@ class FrameStackState:
 
 
 @dataclass(frozen=True)
-class FrameStack:
-    """A world whose observation is its last `num_frames` frames, at the beginning of an episode all the first one.
+class FrameStack(WorldWrapper):
+    """A world whose observation is its last `num_frames` frames, oldest first.
 
-    `world` observes uint8 [H, W] and its state has a `timestep`. Each frame is drawn once, when the state is made. What is
-    not named here is the inner world's. Raises UserError if there is not at least one frame.
+    `world` observes uint8 [H, W]. At the beginning of an episode all frames are the first one.
+    Each frame is drawn once, when the state is made. Raises UserError for less than one frame.
     """
 
-    world: Any
     num_frames: int = 4
 
     def __post_init__(self):
         if self.num_frames < 1:
             raise UserError(f"a stack has at least 1 frame, not {self.num_frames}")
 
-    def __getattr__(self, name):
-        if name == "world" or name.startswith("__"):  # not there yet while a copy is made
-            raise AttributeError(name)
-        return getattr(self.world, name)
-
     @property
     def observation_shape(self) -> tuple[int, ...]:
+        """[H, W, num_frames]."""
         return (*self.world.observation_shape, self.num_frames)
 
     @property
     def history(self) -> int:
+        """Packed observations, one frame each, that make up one observation."""
         return self.num_frames
 
-    def reset(self, key) -> FrameStackState:
+    def reset(self, key: jax.Array) -> FrameStackState:
         """Begin an episode."""
         inner = self.world.reset(key)
         frames = jnp.repeat(self.world.observe(inner)[..., None], self.num_frames, -1)
         return FrameStackState(inner, frames, inner.timestep)
 
-    def step(self, key, state: FrameStackState, action) -> tuple[FrameStackState, Transition]:
+    def step(
+        self, key: jax.Array, state: FrameStackState, action: jax.Array
+    ) -> tuple[FrameStackState, Transition]:
         """Take one action. Nothing is reset."""
         inner, transition = self.world.step(key, _inner(state), action)
-        frames = jnp.concatenate([state.frames[..., 1:], self.world.observe(inner)[..., None]], -1)
+        newest = self.world.observe(inner)[..., None]
+        frames = jnp.concatenate([state.frames[..., 1:], newest], -1)
         return FrameStackState(inner, frames, inner.timestep), transition
 
     def observe(self, state: FrameStackState) -> jax.Array:
         """Return the frames, uint8 [H, W, num_frames], oldest first."""
         return state.frames
 
-    def pack_observation(self, observation) -> jax.Array:
+    def pack_observation(self, observation: jax.Array) -> jax.Array:
         """Return the newest frame of each stack [..., H, W, num_frames], uint8 [..., H, W]."""
         return observation[..., -1]
 
-    def unpack_observation(self, packed) -> jax.Array:
-        """Stack successive frames [..., num_frames, H, W], oldest first, into [..., H, W, num_frames]."""
+    def unpack_observation(self, packed: jax.Array) -> jax.Array:
+        """Stack successive frames [..., num_frames, H, W] into [..., H, W, num_frames]."""
         return jnp.moveaxis(packed, -3, -1)
 
     def render(self, state: FrameStackState) -> jax.Array:
@@ -85,5 +85,5 @@ class FrameStack:
         return self.world.oracle(_inner(state))
 
 
-def _inner(state):
+def _inner(state: FrameStackState) -> Any:
     return state.inner.replace(timestep=state.timestep)

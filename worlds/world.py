@@ -33,13 +33,13 @@ class WorldArgs:
     game_rules: str | None = None
     """crafter: paper (400 steps, mobs fall at one hit), craftax (the game's own rules)"""
     observation: str | None = None
-    """what the policy sees of the world; crafter: symbolic, pixels (a coloured picture), frames (the
-    paper's last four grey pictures of 84 x 84)"""
+    """what the policy sees of the world; crafter: symbolic, pixels (a coloured picture), frames
+    (the paper's last four grey pictures of 84 x 84)"""
 
 
 @struct.dataclass
 class Transition:
-    """What one step did. All fields describe the step just taken, score and achievements after it."""
+    """What one step did; score and achievements are those after it."""
 
     caption: jax.Array  # int32 [], index into `captions`
     reward: jax.Array  # float32 [], the game's own
@@ -54,8 +54,8 @@ class World(Protocol):
 
     Hashable, and equal to a world of the same options. Methods take one state and are pure and
     jittable, unless they are marked as the host's; use vmap for many. A state is a pytree of plain
-    arrays (keys as uint32) with a field `timestep`, int32 [], which `replace` changes: first episodes
-    begin at a random step of their time.
+    arrays (keys as uint32) with a field `timestep`, int32 [], which `replace` changes: first
+    episodes begin at a random step of their time.
     """
 
     # WORDS
@@ -129,7 +129,7 @@ class World(Protocol):
 
     @property
     def history(self) -> int:
-        """Packed observations, the last of them the newest, that make up one observation; 1 or more."""
+        """Packed observations, oldest first, that make up one observation; 1 or more."""
         ...
 
     def observe(self, state: Any) -> jax.Array:
@@ -194,9 +194,9 @@ class World(Protocol):
         ...
 
     def grounding_masks(self) -> np.ndarray:
-        """Return per caption the facts of which one must hold for its thing to be there, uint32 [C, W].
+        """Return per caption the facts of which one must hold, uint32 [C, W].
 
-        A zero row has no condition.
+        They say that its thing is there: in view, held or to be made. A zero row has no condition.
         """
         ...
 
@@ -261,7 +261,7 @@ def pack_facts(bits: np.ndarray) -> np.ndarray:
 
 
 def mask_of(facts: Sequence[str], chosen: Iterable[str]) -> np.ndarray:
-    """Return a mask, uint32 [W], of the `chosen` among a world's `facts`, each of which must be one."""
+    """Return the mask, uint32 [W], of those `chosen` of a world's `facts`; others are an error."""
     bits = np.zeros(len(facts), bool)
     bits[[facts.index(fact) for fact in chosen]] = True
     return pack_facts(bits)

@@ -1,0 +1,1 @@
+"""Craftax-Classic played as the paper's text Crafter."""

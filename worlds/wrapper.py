@@ -1,0 +1,136 @@
+"""A world in terms of another, for subclasses that change some of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from worlds.world import Transition, World
+
+
+@dataclass(frozen=True)
+class WorldWrapper:
+    """The contract of worlds/world.py, member by member `world`'s."""
+
+    world: World
+
+    @property
+    def name(self) -> str:
+        return self.world.name
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return self.world.packages
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        return self.world.actions
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.world.captions
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return self.world.facts
+
+    @property
+    def num_scene_words(self) -> int:
+        return self.world.num_scene_words
+
+    @property
+    def achievements(self) -> tuple[str, ...]:
+        return self.world.achievements
+
+    @property
+    def score_name(self) -> str:
+        return self.world.score_name
+
+    @property
+    def max_return(self) -> float:
+        return self.world.max_return
+
+    @property
+    def max_episode_steps(self) -> int:
+        return self.world.max_episode_steps
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        return self.world.observation_shape
+
+    @property
+    def history(self) -> int:
+        return self.world.history
+
+    @property
+    def prompts(self) -> Path:
+        return self.world.prompts
+
+    @property
+    def recorded(self) -> Path:
+        return self.world.recorded
+
+    @property
+    def recipes(self) -> Mapping[str, Mapping[str, float]]:
+        return self.world.recipes
+
+    @property
+    def needable(self) -> tuple[str, ...]:
+        return self.world.needable
+
+    @property
+    def held(self) -> frozenset[str]:
+        return self.world.held
+
+    @property
+    def kinds(self) -> tuple[tuple[str, ...], ...]:
+        return self.world.kinds
+
+    @property
+    def meaningful(self) -> frozenset[str]:
+        return self.world.meaningful
+
+    def reset(self, key: jax.Array) -> Any:
+        return self.world.reset(key)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Transition]:
+        return self.world.step(key, state, action)
+
+    def observe(self, state: Any) -> jax.Array:
+        return self.world.observe(state)
+
+    def pack_observation(self, observation: jax.Array) -> jax.Array:
+        return self.world.pack_observation(observation)
+
+    def unpack_observation(self, packed: jax.Array) -> jax.Array:
+        return self.world.unpack_observation(packed)
+
+    def render(self, state: Any) -> jax.Array:
+        return self.world.render(state)
+
+    def scene(self, state: Any) -> jax.Array:
+        return self.world.scene(state)
+
+    def describe(self, scene: np.ndarray) -> str:
+        return self.world.describe(scene)
+
+    def oracle(self, state: Any) -> jax.Array:
+        return self.world.oracle(state)
+
+    def prompt_mask(self, scope: str) -> np.ndarray:
+        return self.world.prompt_mask(scope)
+
+    def in_view_masks(self) -> np.ndarray:
+        return self.world.in_view_masks()
+
+    def grounding_masks(self) -> np.ndarray:
+        return self.world.grounding_masks()
+
+    def never_needs(self, caption: str) -> frozenset[str]:
+        return self.world.never_needs(caption)
+
+    def parts(self, caption: str) -> tuple[str, str]:
+        return self.world.parts(caption)
