@@ -10,10 +10,12 @@ import pytest
 from flax import struct
 
 from lab.errors import UserError
-from worlds import make_world
-from worlds.crafter import Crafter, Transition
+from tests.toy.world import ToyWorld
+from worlds import MEMBERS, make_world
+from worlds.crafter.world import Crafter
 from worlds.frames import FrameStack
 from worlds.vector import VectorWorld
+from worlds.world import Transition, WorldArgs
 
 LIMIT = 6
 drawn = []  # one entry for each frame drawn, or traced
@@ -27,8 +29,8 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Clocks:
-    """Shows [3, 5] numbers that tell the world, its moves and the place; ends by time only."""
+class Clocks(ToyWorld):
+    """Shows [3, 5] numbers that name the world, its moves and the place; ends by time only."""
 
     max_episode_steps: int = LIMIT
     name = "clocks"
@@ -36,7 +38,7 @@ class Clocks:
     captions = ("nothing", "went")
     achievements = ("gone",)
     facts = ("late",)
-    num_scene_words = 1
+    needable, held, meaningful = (), frozenset(), frozenset({"went"})
     observation_shape = (3, 5)
 
     def reset(self, key):
@@ -45,7 +47,14 @@ class Clocks:
     def step(self, key, state, action):
         after = Clock(state.serial, state.moves + action, state.timestep + 1)
         late = after.timestep >= self.max_episode_steps
-        return after, Transition(action, jnp.float32(1), jnp.zeros((), bool), late, (after.moves > 0)[None])
+        return after, Transition(
+            caption=action,
+            reward=jnp.float32(1),
+            terminated=jnp.zeros((), bool),
+            truncated=late,
+            score=after.moves.astype(jnp.float32),
+            achievements=(after.moves > 0)[None],
+        )
 
     def observe(self, state):
         drawn.append(1)
@@ -56,7 +65,7 @@ class Clocks:
         return (state.timestep >= 3).astype(jnp.uint32)[None]
 
     def oracle(self, state):
-        return jnp.stack([state.timestep < 3, state.timestep >= 3])
+        return jnp.stack([jnp.zeros((), bool), state.timestep >= 3])
 
     def render(self, state):
         return jnp.full((2, 2, 3), state.timestep, jnp.uint8)
@@ -64,8 +73,8 @@ class Clocks:
     def describe(self, scene):
         return "late" if int(scene[0]) else "early"
 
-    def prompt_mask(self, form):
-        return np.ones(1, np.uint32)
+    def grounding_masks(self):
+        return np.zeros((2, 1), np.uint32)
 
 
 def _frames_one_by_one(world, key, actions):
@@ -89,7 +98,8 @@ def test_a_stack_is_the_last_frames_oldest_first(num_frames):
     for action in actions:
         state, _ = jax.jit(stack.step)(key, state, action)
         stacks.append(stack.observe(state))
-    assert stacks[0].dtype == jnp.uint8 and stacks[0].shape == stack.observation_shape == (3, 5, num_frames)
+    assert stacks[0].dtype == jnp.uint8
+    assert stacks[0].shape == stack.observation_shape == (3, 5, num_frames)
     for t, observed in enumerate(stacks):
         np.testing.assert_array_equal(observed, np.moveaxis(padded[t : t + num_frames], 0, -1))
 
@@ -107,11 +117,13 @@ def test_each_frame_is_drawn_once():
 def test_the_timestep_of_the_stack_holds():
     stack = FrameStack(Clocks())
     state = stack.reset(jax.random.PRNGKey(0)).replace(timestep=jnp.int32(3))
-    assert stack.describe(stack.scene(state)) == "late" and stack.oracle(state).tolist() == [False, True]
+    assert stack.describe(stack.scene(state)) == "late"
+    assert stack.oracle(state).tolist() == [False, True]
     assert (stack.render(state) == 3).all()
     state, transition = stack.step(jax.random.PRNGKey(1), state, jnp.int32(0))
     assert int(state.timestep) == 4 and not transition.truncated
-    _, transition = stack.step(jax.random.PRNGKey(1), state.replace(timestep=jnp.int32(LIMIT - 1)), jnp.int32(0))
+    late = state.replace(timestep=jnp.int32(LIMIT - 1))
+    _, transition = stack.step(jax.random.PRNGKey(1), late, jnp.int32(0))
     assert transition.truncated
 
 
@@ -144,7 +156,9 @@ def test_a_window_of_packed_frames_is_the_observation():
         states, _ = jax.vmap(stack.step)(jax.random.split(key, num_envs), states, actions)
         return states, jax.vmap(stack.observe)(states)
 
-    observed = jax.lax.scan(step, states, jax.random.split(jax.random.PRNGKey(1), 12))[1]  # [T, N, H, W, F]
+    observed = jax.lax.scan(step, states, jax.random.split(jax.random.PRNGKey(1), 12))[
+        1
+    ]  # [T, N, H, W, F]
     packed = jax.jit(stack.pack_observation)(observed)
     assert packed.dtype == jnp.uint8 and packed.shape == (12, num_envs, 3, 5) and stack.history == 3
     window = jnp.stack([packed[i : 10 + i] for i in range(3)], 2)  # [T, N, history, H, W]
@@ -153,21 +167,33 @@ def test_a_window_of_packed_frames_is_the_observation():
 
 def test_all_else_is_the_inner_world():
     inner = Crafter(observation="frames", action_set="base")
-    stack = make_world("crafter", observation="frames", action_set="base")
-    assert stack == FrameStack(inner) and hash(stack) == hash(FrameStack(inner)) and stack != FrameStack(inner, 2)
-    for name in ("name", "actions", "captions", "achievements", "facts", "num_scene_words", "max_episode_steps", "params"):
-        assert getattr(stack, name) == getattr(inner, name)
+    stack = make_world(WorldArgs(observation="frames", actions="base"))
+    assert stack == FrameStack(inner) and hash(stack) == hash(FrameStack(inner))
+    assert stack != FrameStack(inner, 2) and copy.deepcopy(stack) == stack
+    words = [name for name in MEMBERS if not callable(getattr(inner, name))]
+    assert len(words) >= 19
+    for name in set(words) - {"observation_shape", "history"}:
+        assert getattr(stack, name) == getattr(inner, name), name
     for mask in ("in_view_masks", "grounding_masks"):
         np.testing.assert_array_equal(getattr(stack, mask)(), getattr(inner, mask)())
+    for scope in ("full", "compact"):
+        np.testing.assert_array_equal(stack.prompt_mask(scope), inner.prompt_mask(scope))
+    for caption in inner.captions:
+        assert stack.never_needs(caption) == inner.never_needs(caption)
+        assert stack.parts(caption) == inner.parts(caption)
     assert not hasattr(stack, "weather")
-    assert copy.deepcopy(stack) == stack
-    assert isinstance(make_world("crafter", observation="pixels"), Crafter)
     with pytest.raises(UserError, match="frame"):
         FrameStack(inner, 0)
 
 
+def test_make_world_stacks_whatever_shows_single_frames():
+    stack = make_world(WorldArgs("tests.test_frames:Clocks"))
+    assert stack == FrameStack(Clocks()) and stack.observation_shape == (3, 5, 4)
+    assert isinstance(make_world(WorldArgs(observation="pixels")), Crafter)
+
+
 def test_crafter_shows_where_the_player_goes():
-    stack = make_world("crafter", observation="frames")
+    stack = make_world(WorldArgs(observation="frames"))
     key, step = jax.random.PRNGKey(0), jax.jit(stack.step)
     first = jax.jit(stack.reset)(key)
     sand = first.inner.map.at[32, 33].set(13)  # free to walk on

@@ -9,8 +9,9 @@ import pytest
 from flax import struct
 
 from lab.errors import UserError
-from worlds.crafter import Crafter, Transition
+from worlds.crafter.world import Crafter
 from worlds.vector import VectorWorld
+from worlds.world import Transition
 
 
 @struct.dataclass
@@ -21,7 +22,10 @@ class Count:
 
 @dataclass(frozen=True)
 class Counting:
-    """Counts to ten; action 1 kills; reward is the step's number; the achievement is to live three steps."""
+    """Counts to ten; action 1 kills; the reward is the step's number, the score half of it.
+
+    The achievement is to live three steps.
+    """
 
     max_episode_steps: int = 10
     achievements = ("three",)
@@ -33,8 +37,14 @@ class Counting:
         t = state.timestep + 1
         dead = action == 1
         truncated = ~dead & (t >= self.max_episode_steps)
-        transition = Transition(jnp.int32(0), t.astype(jnp.float32), dead, truncated, (t >= 3)[None])
-        return state.replace(timestep=t), transition
+        return state.replace(timestep=t), Transition(
+            caption=jnp.int32(0),
+            reward=t.astype(jnp.float32),
+            terminated=dead,
+            truncated=truncated,
+            score=t / 2,
+            achievements=(t >= 3)[None],
+        )
 
 
 def _ready(n, p, stagger=False):
@@ -54,12 +64,16 @@ def test_ends_are_told_apart_and_nothing_is_lost():
     for _ in range(4):
         vs, tr = advance(key, vs, jnp.zeros(12, jnp.int32))
         vs = reset_done(vs, tr.terminated | tr.truncated)
-    vs, tr = advance(key, vs, (jnp.arange(12) < 9).astype(jnp.int32))  # nine die at once, more than a chunk
+    vs, tr = advance(
+        key, vs, (jnp.arange(12) < 9).astype(jnp.int32)
+    )  # nine die at once, more than a chunk
     assert int(tr.terminated.sum()) == 9 and not tr.truncated.any()
     assert (vs.states.timestep == 5).all(), "advance resets nothing"
     vs = reset_done(vs, tr.terminated | tr.truncated)
     assert vs.states.timestep.tolist() == [0] * 9 + [5] * 3
-    assert np.asarray(vs.states.serial)[:9].tolist() == pool[:9].tolist(), "each gets a world of its own"
+    assert np.asarray(vs.states.serial)[:9].tolist() == pool[:9].tolist(), (
+        "each gets a world of its own"
+    )
     for _ in range(5):
         vs, tr = advance(key, vs, jnp.zeros(12, jnp.int32))
     assert tr.truncated.tolist() == [False] * 9 + [True] * 3 and not tr.terminated.any()
@@ -67,9 +81,12 @@ def test_ends_are_told_apart_and_nothing_is_lost():
     vs, stats = vector.drain(vs)
     assert int(stats.episodes) == 12 and int(stats.episode_length) == 9 * 5 + 3 * 10
     assert float(stats.episode_return) == 9 * 15 + 3 * 55
+    assert float(stats.score) == 9 * 2.5 + 3 * 5.0, "the scores at the ends"
     assert stats.achievements.tolist() == [12]
     assert int(vs.pool_next) == 12 and int(vs.exhausted) == 0
-    assert int(vector.drain(vs)[1].episodes) == 0, "drained once"
+    empty = vector.drain(vs)[1]
+    assert int(empty.episodes) == 0 and float(empty.score) == 0, "drained once"
+    assert not vs.score.any(), "a new episode has no score yet"
 
 
 def test_achievements_of_short_episodes_do_not_leak():
@@ -115,13 +132,13 @@ def test_staggered_first_episodes_are_spread_and_not_counted():
         ends.append(int(tr.truncated.sum()))
         vs = reset_done(vs, tr.truncated)
     assert sum(ends) == 200 and max(ends) < 60
-    assert int(vs.finished.episodes) == 0 and vs.counted.all()
+    assert int(vs.finished.episodes) == 0 == float(vs.finished.score) and vs.counted.all()
     for _ in range(10):
         vs, tr = advance(jax.random.PRNGKey(1), vs, jnp.zeros(200, jnp.int32))
         vs = reset_done(vs, tr.truncated)
     _, stats = vector.drain(vs)
     assert int(stats.episodes) == 200 and int(stats.episode_length) == 2000
-    assert float(stats.episode_return) == 200 * 55
+    assert float(stats.episode_return) == 200 * 55 and float(stats.score) == 200 * 5
 
 
 def test_crafter_in_a_donated_loop_stays_arrays():

@@ -35,4 +35,5 @@ def _import(env: str, path: str) -> type:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # a module of the user's own may raise anything
-        raise UserError(f"--env {env}: {type(error).__name__}: {error}") from error
+        said = " ".join(str(error).split())
+        raise UserError(f"--env {env}: {type(error).__name__}: {said}") from error
