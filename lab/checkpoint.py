@@ -1,4 +1,4 @@
-"""Checkpoints of everything a run needs to go on: arrays by orbax, counters and texts beside them as JSON."""
+"""Checkpoints of all that a run needs to go on: arrays by orbax, counters and texts as JSON."""
 
 import json
 import os
@@ -17,8 +17,9 @@ from lab.errors import UserError
 class Checkpoints:
     """The last `keep` checkpoints under `directory`, numbered by step.
 
-    Each is written beside and then put in place: a kill at any instant leaves the old or the new one whole.
-    `save` returns when the data are on disk: the caller may donate the state's buffers next.
+    Each is written beside and then put in place: a kill at any instant leaves the old or the new
+    one whole. `save` returns when the data are on disk: the caller may donate the state's buffers
+    next.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2):
@@ -37,10 +38,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> bool:
-        """Write `state` (a pytree of arrays, typed PRNG keys included) and `host` (what JSON can hold).
+        """Write `state` and `host`; return whether anything was written.
 
-        Returns False, with nothing written, when the newest checkpoint already has this step. Raises
-        ValueError for a step before the newest one, TypeError for a leaf that is not an array.
+        `state` is a pytree of arrays, typed PRNG keys included; `host` is what JSON can hold.
+        Nothing is written when the newest checkpoint already has this step. Raises ValueError for a
+        step before the newest one, TypeError for a leaf that is not an array.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
@@ -59,31 +61,42 @@ class Checkpoints:
         for i, entry in enumerate(manifest):
             entry["crc32"] = _crc32(arrays[_slot(i)]) if _slot(i) in arrays else None
         content = {"manifest": manifest, "host": json.loads(json.dumps(host))}
-        arguments = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(content))
+        arguments = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(content)
+        )
         self._manager.save(step, args=arguments, force=True)
         self._manager.wait_until_finished()
         return True
 
     def host(self, step: int | None = None) -> dict[str, Any]:
-        """Return the `host` alone of `step` (default: the newest); raises UserError as `restore` does."""
+        """Return the `host` alone of `step` (default: the newest).
+
+        Raises UserError as `restore` does.
+        """
         return self._content(self._existing(step))["host"]
 
     def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Return the state saved at `step` (default: the newest), bit for bit, and its `host`.
 
-        `target` has the structure, shapes, dtypes and shardings wanted, in arrays or jax.ShapeDtypeStruct.
-        Raises UserError when there is no checkpoint, when it does not fit `target`, and when it is damaged.
+        `target` has the structure, shapes, dtypes and shardings wanted, in arrays or
+        jax.ShapeDtypeStruct. Raises UserError when there is no checkpoint, when it does not fit
+        `target`, and when it is damaged.
         """
         step = self._existing(step)
         place, content = self.path / str(step), self._content(step)
         names, leaves = _named_leaves(target)
-        saved = [{name: entry[name] for name in ("name", "shape", "dtype")} for entry in content["manifest"]]
+        saved = [
+            {name: entry[name] for name in ("name", "shape", "dtype")}
+            for entry in content["manifest"]
+        ]
         saved_as = [(entry["crc32"], entry["key"]) for entry in content["manifest"]]
-        _check_fits(place, saved, [_describe(n, leaf) for n, leaf in zip(names, leaves, strict=True)])
+        described = [_describe(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        _check_fits(place, saved, described)
         wanted = {_slot(i): _to_abstract(leaf) for i, leaf in enumerate(leaves) if leaf.size}
         arrays = self._read(step, arrays=ocp.args.StandardRestore(wanted))["arrays"]
         restored = []
-        for i, (name, leaf, (checksum, key)) in enumerate(zip(names, leaves, saved_as, strict=True)):
+        for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+            checksum, key = saved_as[i]
             array = arrays[_slot(i)] if leaf.size else _empty(leaf)
             if checksum is not None and _crc32(array) != checksum:
                 raise _damaged(place, f"checksum of {name}")
@@ -95,7 +108,7 @@ class Checkpoints:
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        """Open the directory; who only reads must not clear away what another process is writing."""
+        """Open the directory; a reader must not clear away what another process is writing."""
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep,
             create=True,
@@ -108,7 +121,8 @@ class Checkpoints:
         """Return `step`, or the newest for None; raises UserError when it is not there."""
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
-            raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'} in {self.path}")
+            wanted = "" if step is None else f" of step {step}"
+            raise UserError(f"no checkpoint{wanted} in {self.path}")
         return step
 
     def _content(self, step: int) -> dict[str, Any]:
@@ -138,7 +152,7 @@ def _named_leaves(tree: Any) -> tuple[list[str], list[Any]]:
 
 
 def _is_key(leaf: Any) -> bool:
-    """Tell a typed PRNG key from numbers."""
+    """Return whether a leaf holds typed PRNG keys, not numbers."""
     is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
     return is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -146,7 +160,8 @@ def _is_key(leaf: Any) -> bool:
 def _describe(name: str, leaf: Any) -> dict[str, Any]:
     """Return what a leaf must have in common with its saved self."""
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic):
-        raise TypeError(f"{name} is a {type(leaf).__name__}: put it into `host`, or make it an array")
+        kind = type(leaf).__name__
+        raise TypeError(f"{name} is a {kind}: put it into `host`, or make it an array")
     return {"name": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
@@ -161,7 +176,7 @@ def _to_abstract(leaf: Any) -> Any:
     """Return what orbax shall make: the stored shape and dtype, on the devices of `leaf`."""
     if _is_key(leaf):
         words = jax.eval_shape(jax.random.key_data, leaf)
-        # A key's sharding speaks of one axis fewer than its words have, so the words are placed afterwards.
+        # A key's sharding has one axis fewer than its words, so the words are placed afterwards.
         return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=_default_sharding())
     if isinstance(leaf, np.ndarray | np.generic):
         return np.zeros(leaf.shape, leaf.dtype)
@@ -190,7 +205,7 @@ def _default_sharding() -> jax.sharding.Sharding:
 
 
 def _crc32(array: Any) -> int | None:
-    """Return the checksum of the bytes, None for an array of which other hosts hold parts."""
+    """Return the checksum of the bytes; None if other hosts hold parts of the array."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return None
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
@@ -212,8 +227,8 @@ def _check_fits(place: Path, saved: list[dict[str, Any]], wanted: list[dict[str,
         return "nothing" if entry is None else f"{entry['dtype']}{entry['shape']}"
 
     raise UserError(
-        f"the checkpoint {place} is of another program or configuration ({name}: {show(old)} there, "
-        f"{show(new)} here): choose another --run-dir"
+        f"the checkpoint {place} is of another program or configuration "
+        f"({name}: {show(old)} there, {show(new)} here): choose another --run-dir"
     )
 
 
@@ -221,4 +236,6 @@ def _damaged(place: Path, reason: object) -> UserError:
     """Return the error for a checkpoint that cannot be read."""
     why = " ".join(str(reason).split())
     why = why if len(why) <= 160 else why[:160] + "…"
-    return UserError(f"checkpoint {place} is damaged ({why}): remove it to go on from the one before")
+    return UserError(
+        f"checkpoint {place} is damaged ({why}): remove it to go on from the one before"
+    )
