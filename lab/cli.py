@@ -3,27 +3,34 @@
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tyro
 
 from lab.errors import UserError
 
+Preset = Callable[[Any], Mapping[str, Any]]  # from arguments to the defaults their preset changes
 
-def parse(args_class: type, preset: Callable[[Any], dict[str, Any]] | None = None, argv: Sequence[str] | None = None) -> Any:
-    """Return the arguments of the command line (argv, or the process's own) over the defaults of their preset."""
+
+def parse(args_class: type, preset: Preset | None = None, argv: Sequence[str] | None = None) -> Any:
+    """Return the arguments of the command line over the defaults of their preset.
+
+    argv: the command line, by default the process's own. What is given there explicitly holds.
+    """
     args = tyro.cli(args_class, args=argv)
-    if preset is None or not preset(args):
+    defaults = preset(args) if preset is not None else {}
+    if not defaults:
         return args
-    return tyro.cli(args_class, args=argv, default=dataclasses.replace(args_class(), preset=args.preset, **preset(args)))
+    default = dataclasses.replace(args_class(), preset=args.preset, **defaults)
+    return tyro.cli(args_class, args=argv, default=default)
 
 
-def run_cli(main: Callable[[Any], Any], args_class: type, preset: Callable[[Any], dict[str, Any]] | None = None) -> None:
+def run_cli(main: Callable[[Any], Any], args_class: type, preset: Preset | None = None) -> None:
     """Parse the command line into `args_class` and call `main(args)`.
 
-    `preset` names, for the arguments given, the defaults that their preset changes; what is given explicitly holds.
-    Exit codes: 0 done, 2 the user's error (one line on stderr, no traceback), 130 interrupted by Ctrl-C.
+    Exit codes: 0 done, 2 the user's error (one line on stderr, no traceback), 130 interrupted by
+    Ctrl-C.
     """
     try:
         main(parse(args_class, preset))
@@ -34,8 +41,10 @@ def run_cli(main: Callable[[Any], Any], args_class: type, preset: Callable[[Any]
     except KeyboardInterrupt as interrupt:
         sys.stdout.flush()
         command = ["python", *sys.argv]
-        for note in getattr(interrupt, "__notes__", []):  # the run's directory, when it was chosen for the user
+        # The run's directory, when it was chosen for the user.
+        for note in getattr(interrupt, "__notes__", []):
             command += [] if "--run-dir" in shlex.join(sys.argv) else note.split(" ", 1)
         command = shlex.join(command)
-        print(f"\ninterrupted; to go on from the last checkpoint: {command}", file=sys.stderr, flush=True)
+        said = f"interrupted; to go on from the last checkpoint: {command}"
+        print(f"\n{said}", file=sys.stderr, flush=True)
         sys.exit(130)
