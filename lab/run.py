@@ -1,5 +1,9 @@
-"""A run's directory: config.json, metrics.jsonl, summary.json, and tracking by TensorBoard or wandb."""
+"""A run's directory, and tracking by TensorBoard or wandb.
 
+It holds config.json, metrics.jsonl, evaluations.jsonl and summary.json.
+"""
+
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -13,7 +17,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -26,21 +30,24 @@ except ImportError:  # not on Windows: there two processes in one run directory 
     fcntl = None
 
 PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "craftax", "chex", "numpy", "orbax-checkpoint"),
-    *("transformers", "torch"),
+    *("jax", "jaxlib", "flax", "optax", "chex", "numpy", "orbax-checkpoint"),
+    *("transformers", "onnxruntime"),
 )
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", ".lock"
+EVALUATIONS = "evaluations.jsonl"
 TEMPORARY = ".tmp"
 
 
 class Run:
     """One run's directory, made anew or opened again to go on.
 
-    `config` holds the arguments, `extra` other facts to record (prompt hashes, language model). To open an
-    existing run every field named in `identity` (of `config` or `extra`; default: all of `config`) must be
-    equal, save those in `free`. Raises UserError, before anything is written, for another configuration, for
-    a directory of something else, for a run that another process is in, and for a tracker not installed.
-    `path` is the directory; `resuming` tells whether the run was there before.
+    `config` holds the arguments, `extra` other facts to record (prompt hashes, language model, the
+    name of the score). To open an existing run every field named in `identity` (of `config` or
+    `extra`; default: all of `config`) must be equal, save those in `free`. `packages` are PyPI
+    names whose versions are recorded beside those of PACKAGES. Raises UserError, before anything is
+    written, for another configuration, for a directory of something else, for a run that another
+    process is in, and for a tracker not installed. `path` is the directory; `resuming` says whether
+    the run was there before.
     """
 
     def __init__(
@@ -52,28 +59,33 @@ class Run:
         free: Collection[str] = (),
         track: str = "none",
         script: str | os.PathLike | None = None,
+        packages: Collection[str] = (),
     ):
         self.path = Path(run_dir)
         script = Path(sys.argv[0] if script is None else script)
         _check_tracker(track)
         arguments, extra = to_json(config), to_json(extra or {})
-        names = [name for name in (arguments if identity is None else identity) if name not in free]
+        identity = arguments if identity is None else identity
+        names = [name for name in identity if name not in free]
         self.resuming = _is_run(self.path)
         if self.resuming:
             record = read_json(self.path / CONFIG)
             _check_same(self.path, record, {**extra, **arguments}, names)
         self._lock = _lock(self.path)
-        facts = {**_environment(script), **extra}
+        facts = {**_environment(script, packages), **extra}
         if self.resuming:
-            news = {"arguments": _differences(record["arguments"], arguments), **_differences(record, facts)}
+            changed = _differences(record["arguments"], arguments)
+            news = {"arguments": changed, **_differences(record, facts)}
             record.setdefault("resumed", []).append(news)
         else:
             record = {"run_id": uuid.uuid4().hex[:12], "arguments": arguments, **facts}
         write_json(self.path / CONFIG, record)
-        self._metrics = None
+        self._files: dict[str, TextIO] = {}  # open for appending, by name
         if self.resuming:
             self.truncate_after(math.inf)
-        self._tracker = TRACKERS[track](self.path, record, self.resuming) if track != "none" else None
+        self._tracker = None
+        if track != "none":
+            self._tracker = TRACKERS[track](self.path, record, self.resuming)
 
     def __enter__(self) -> "Run":
         return self
@@ -84,34 +96,35 @@ class Run:
         self.close()
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line; what depends on the clock belongs under "time": all else repeats exactly."""
-        line = to_json(metrics)
-        if self._metrics is None:
-            self._metrics = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115, closed in close()
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        self._metrics.flush()
-        if self._tracker is not None:
-            self._tracker.log(int(line.get("env_steps", 0)), dict(_flatten(line)))
+        """Append one line to metrics.jsonl; it has "env_steps".
 
-    def truncate_after(self, value: float, key: str = "env_steps") -> None:
-        """Drop the lines whose `key` exceeds `value`: logged after the checkpoint that is resumed."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-        file = self.path / METRICS
-        if file.exists():
-            kept = [line for line in read_metrics(self.path) if line[key] <= value]
-            write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
+        What depends on the clock belongs under "time": all else repeats exactly.
+        """
+        self._append(METRICS, metrics)
+
+    def log_evaluation(self, statistics: Mapping[str, Any]) -> None:
+        """Append a held-out evaluation to evaluations.jsonl; it has "env_steps".
+
+        Log it before the checkpoint of the same step: a resumed run then has each exactly once.
+        """
+        self._append(EVALUATIONS, statistics, prefix="evaluation/")
+
+    def truncate_after(self, env_steps: float) -> None:
+        """Drop what was logged beyond `env_steps`, those of the checkpoint that is resumed."""
+        self._close_files()
+        for name in (METRICS, EVALUATIONS):
+            file = self.path / name
+            if file.exists():
+                kept = [line for line in _read_lines(file) if line["env_steps"] <= env_steps]
+                write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, replacing the one before in one instant."""
         write_json(self.path / SUMMARY, to_json(summary))
 
     def close(self) -> None:
-        """Close the files and the tracker and let other processes in; calling it again is harmless."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        """Close the files and the tracker and let other processes in; may be called again."""
+        self._close_files()
         if self._tracker is not None:
             self._tracker.close()
             self._tracker = None
@@ -119,19 +132,38 @@ class Run:
             self._lock.close()
             self._lock = None
 
+    def _append(self, name: str, content: Mapping[str, Any], prefix: str = "") -> None:
+        """Append one line to a file, and send its numbers to the tracker under `prefix`."""
+        line = to_json(content)
+        if name not in self._files:
+            self._files[name] = open(self.path / name, "a", encoding="utf-8")  # noqa: SIM115
+        self._files[name].write(json.dumps(line, allow_nan=False) + "\n")
+        self._files[name].flush()
+        if self._tracker is not None:
+            self._tracker.log(int(line["env_steps"]), dict(_flatten(line, prefix)))
+
+    def _close_files(self) -> None:
+        """Close the files of lines; the next line opens its own again."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Return the logged lines, oldest first; without a last line torn by a kill. NaN was logged as None."""
+    """Return the lines of metrics.jsonl, oldest first, without a last line torn by a kill.
+
+    NaN was logged as None.
+    """
     file = Path(run_dir) / METRICS
     if not file.exists():
         raise UserError(f"no {METRICS} in {run_dir}: is it the directory of a run?")
-    lines, parsed = file.read_text(encoding="utf-8", errors="replace").split("\n"), []
-    for number, line in enumerate(lines[:-1], start=1):  # the last piece is empty, or torn
-        try:
-            parsed.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise UserError(f"{file} line {number} is damaged: delete it to go on without it") from None
-    return parsed
+    return _read_lines(file)
+
+
+def read_evaluations(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return the held-out evaluations made during training, oldest first; none is an empty list."""
+    file = Path(run_dir) / EVALUATIONS
+    return _read_lines(file) if file.exists() else []
 
 
 def read_config(run_dir: str | os.PathLike) -> dict[str, Any]:
@@ -147,7 +179,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is damaged ({error}): mend it or choose another --run-dir") from None
+        raise UserError(
+            f"{file} is damaged ({error}): fix it or choose another --run-dir"
+        ) from None
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -166,7 +200,10 @@ def write_text(file: Path, text: str) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """Turn arrays, paths, sets, tuples into what JSON knows; numbers round-trip, NaN and inf become None."""
+    """Turn arrays, paths, sets, tuples into what JSON knows.
+
+    Numbers round-trip; NaN and inf become None.
+    """
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
@@ -184,8 +221,24 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"cannot log a {type(value).__name__}")
 
 
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """Parse a file of JSON lines; raises UserError naming a damaged one."""
+    lines, parsed = file.read_text(encoding="utf-8", errors="replace").split("\n"), []
+    for number, line in enumerate(lines[:-1], start=1):  # the last piece is empty, or torn
+        try:
+            parsed.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise UserError(
+                f"{file} line {number} is damaged: delete it to go on without it"
+            ) from None
+    return parsed
+
+
 def _is_run(path: Path) -> bool:
-    """Tell whether a run is there; raises UserError for a file or a directory of something else."""
+    """Return whether a run is there.
+
+    Raises UserError for a file or a directory of something else.
+    """
     if not path.exists():
         return False
     if not path.is_dir():
@@ -193,13 +246,15 @@ def _is_run(path: Path) -> bool:
     found = {item.name for item in path.iterdir()}
     if CONFIG in found:
         return True
-    foreign = found - {LOCK, CONFIG + TEMPORARY}  # these two a run killed at its birth leaves behind
+    foreign = found - {LOCK, CONFIG + TEMPORARY}  # which a run killed at its birth leaves behind
     if foreign:
         raise UserError(f"{path} holds no run but {min(foreign)}: choose another --run-dir")
     return False
 
 
-def _check_same(path: Path, record: dict[str, Any], wanted: dict[str, Any], names: Collection[str]) -> None:
+def _check_same(
+    path: Path, record: Mapping[str, Any], wanted: Mapping[str, Any], names: Collection[str]
+) -> None:
     """Raise UserError naming up to three fields that differ, with both values."""
     missing = "(absent)"
     recorded = {**record, **record.get("arguments", {})}
@@ -208,45 +263,61 @@ def _check_same(path: Path, record: dict[str, Any], wanted: dict[str, Any], name
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         listed = "; ".join(differing[:3]) + more
-        raise UserError(f"{path} holds a run of another configuration ({listed}): choose another --run-dir")
+        raise UserError(
+            f"{path} holds a run of another configuration ({listed}): choose another --run-dir"
+        )
 
 
-def _lock(path: Path):
-    """Take the run for this process, until closed or killed; raises UserError when another process has it."""
+def _lock(path: Path) -> TextIO:
+    """Take the run for this process, until closed or killed.
+
+    Raises UserError when another process has it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = open(path / LOCK, "w", encoding="utf-8")  # noqa: SIM115, held open on purpose
     except OSError as error:
-        raise UserError(f"cannot write to {path} ({error.strerror}): choose another --run-dir") from None
+        raise UserError(
+            f"cannot write to {path} ({error.strerror}): choose another --run-dir"
+        ) from None
     if fcntl is not None:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             handle.close()
-            raise UserError(f"another process is running in {path}: choose another --run-dir") from None
+            raise UserError(
+                f"another process is running in {path}: choose another --run-dir"
+            ) from None
         except OSError:  # a file system without locks
             pass
     return handle
 
 
-def _environment(script: Path) -> dict[str, Any]:
+def _environment(script: Path, packages: Collection[str]) -> dict[str, Any]:
     """Collect what a result depends on besides the arguments."""
     script = script.resolve()
+    versions = {name: _version(name) for name in (*PACKAGES, *packages)}
     folder, root = script.parent, Path(__file__).resolve().parent.parent
     status = _git(folder, "status", "--porcelain")
     devices = jax.devices()
     return {
-        "script": script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name,
+        "script": (script.relative_to(root) if script.is_relative_to(root) else script).as_posix(),
+        "script_sha256": _sha256(script),
         "start_time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": _git(folder, "rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version for name, version in versions.items() if version is not None},
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
     }
+
+
+def _sha256(file: Path) -> str | None:
+    """Return the hash of a file, None without one (a script typed at a prompt)."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _git(folder: Path, *command: str) -> str | None:
@@ -282,21 +353,23 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
 
 
 def _check_tracker(track: str) -> None:
-    """Raise UserError for an unknown tracker, and for one whose package of the same name is missing."""
+    """Raise UserError for a tracker that is unknown, or whose package is not installed."""
     if track not in ("none", *TRACKERS):
         raise UserError(f"--track {track} is unknown: choose one of none, {', '.join(TRACKERS)}")
     if track != "none" and importlib.util.find_spec(track) is None:
-        raise UserError(f"--track {track} needs a package that is not installed: pip install {track}")
+        raise UserError(
+            f"--track {track} needs a package that is not installed: pip install {track}"
+        )
 
 
 class TensorBoard:
-    """Writes event files with TensorBoard's own writer, without TensorFlow or PyTorch."""
+    """Write event files with TensorBoard's own writer, without TensorFlow or PyTorch."""
 
     def __init__(self, path: Path, record: dict[str, Any], resuming: bool):
         self._event = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self._summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
-        writer = importlib.import_module("tensorboard.summary.writer.event_file_writer").EventFileWriter
-        self._writer = writer(str(path / "tensorboard"))
+        writer = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+        self._writer = writer.EventFileWriter(str(path / "tensorboard"))
         self._first = resuming
 
     def log(self, env_steps: int, numbers: dict[str, float]) -> None:
@@ -306,9 +379,13 @@ class TensorBoard:
             event = self._event.Event(wall_time=time.time(), step=env_steps, session_log=start)
             self._writer.add_event(event)
             self._first = False
-        values = [self._summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
-        summary = self._summary(value=values)
-        self._writer.add_event(self._event.Event(wall_time=time.time(), step=env_steps, summary=summary))
+        values = [
+            self._summary.Value(tag=name, simple_value=number) for name, number in numbers.items()
+        ]
+        event = self._event.Event(
+            wall_time=time.time(), step=env_steps, summary=self._summary(value=values)
+        )
+        self._writer.add_event(event)
 
     def close(self) -> None:
         """Write what is waiting."""
@@ -316,7 +393,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Sends the lines to wandb; a resumed run goes on under the same id."""
+    """Send the lines to wandb; a resumed run goes on under the same id."""
 
     def __init__(self, path: Path, record: dict[str, Any], resuming: bool):
         wandb = importlib.import_module("wandb")
