@@ -7,19 +7,29 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from lab.metrics import score_label
+
 PLAIN_SECONDS = 10.0  # without a terminal: at most one line in this time
 RATE_SECONDS = 20.0  # steps per second are measured over this much of the past
 
 
 class Progress:
-    """Shows how far a run is; visible at once as "compiling", which the speed leaves out.
+    """Show how far a run is; visible at once as "compiling", which the speed leaves out.
 
-    `total_steps` and `initial_steps` count env steps; `file` defaults to stderr.
+    `total_steps` and `initial_steps` count env steps; `score_name` is the world's; `file` defaults
+    to stderr.
     """
 
-    def __init__(self, total_steps: int, initial_steps: int = 0, file: TextIO | None = None):
+    def __init__(
+        self,
+        total_steps: int,
+        score_name: str,
+        initial_steps: int = 0,
+        file: TextIO | None = None,
+    ):
         self._file = sys.stderr if file is None else file
         self._total, self._steps = total_steps, initial_steps
+        self._score_label = score_label(score_name)
         self._start = self._last_line = time.monotonic()
         self._history: deque[tuple[float, int]] = deque()
         self._details = self._shown = ""
@@ -43,7 +53,7 @@ class Progress:
         self.close()
 
     def phase(self, name: str) -> None:
-        """Show what is done now ("compiling", "evaluating"; "" is training) and measure speed afresh."""
+        """Show what is done now and measure speed afresh; "" is training."""
         self._phase = name
         self._history.clear()
         if not name:
@@ -53,19 +63,22 @@ class Progress:
     def update(
         self,
         env_steps: int,
-        achievements_per_episode: float | None = None,
+        score: float | None = None,
         scenes: int | None = None,
         waiting: int | None = None,
     ) -> None:
-        """Show that `env_steps` are done, without what is None. The first call ends "compiling"."""
+        """Show that `env_steps` are done, without what is None. The first call ends "compiling".
+
+        score: mean of the finished episodes; waiting: queries without an answer.
+        """
         now = time.monotonic()
         self._steps, self._phase = env_steps, ""
         self._history.append((now, env_steps))
         while len(self._history) > 2 and now - self._history[1][0] >= RATE_SECONDS:
             self._history.popleft()
         details = []
-        if achievements_per_episode is not None:
-            details.append(f"{achievements_per_episode:.2f} achievements/episode")
+        if score is not None:
+            details.append(f"{score:.2f} {self._score_label}/episode")
         if scenes is not None:
             details.append(f"{scenes:,} scenes")
         if waiting:
