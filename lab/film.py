@@ -1,46 +1,53 @@
-"""An episode as a GIF: the game beside what the agent was told, what it did and what that was worth."""
+"""An episode as a GIF: the game beside what the agent was told, what it did and what it got."""
 
 import os
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-PICTURE = 432  # pixels that the game's height is scaled to (to the next whole multiple)
+from lab.metrics import score_label
+from worlds.world import World
+
+PICTURE, WIDEST = 432, 864  # pixels: height the game is scaled to (or a little more), if so wide
 PANEL, MARGIN, LINE = 432, 18, 18  # pixels
 CAPTION_LINES, GOAL_ROWS, ACHIEVEMENT_ROWS = 4, 6, 5
-HOLD_NEW, HOLD_LAST = 5, 20  # how many times longer a frame with a new achievement, and the last, stand
+HOLD_NEW, HOLD_LAST = 5, 20  # times longer that a frame with a new achievement, or the last, stands
 
 BACKGROUND, RULE = (22, 25, 31), (46, 51, 61)
 TEXT, FAINT = (232, 234, 238), (134, 141, 153)
 GREEN, GREEN_DARK, GOLD = (112, 214, 140), (31, 69, 48), (245, 196, 94)
 GAME_COLOURS, RAMP = 48, 4  # of the palette; from the background to each text colour
 UNCHANGED = 255  # the palette's index that leaves a pixel as it was
-NOISE_COLOURS, NOISE = 600, 32  # a picture of more colours is noisy (night); differences smoothed there
+NOISE_COLOURS, NOISE = 600, 32  # a picture of more colours is noisy: differences smoothed there
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One step: the picture after it, what the agent was told before it, what it did and got."""
+    """One step: the picture and what the agent was told before it, what it did and got."""
 
     image: np.ndarray  # uint8 [H, W, 3]
     step: int
     scene: str  # the state caption
-    goals: tuple[tuple[str, bool], ...]  # suggested goals, and whether achieved before in the episode
+    goals: tuple[tuple[str, bool], ...]  # suggested, and whether achieved before in the episode
     action: str
     caption: str  # what the step was called
     reward: float
     rewarded_goal: str | None
+    score_name: str
+    score: float  # of the episode, this step included
     achievements: tuple[str, ...]  # unlocked so far, oldest first
     new_achievement: str | None
 
 
 def make_film(frames: Sequence[Frame], path: str | os.PathLike, fps: float = 8.0) -> None:
-    """Write a looping GIF of all `frames`, which must be at least one; all pictures have one size."""
+    """Write a looping GIF of `frames`, at least one, whose pictures are all of one size."""
     palette = _make_palette(frames)
     duration = [1000.0 / fps * (HOLD_NEW if frame.new_achievement else 1) for frame in frames]
     duration[-1] = 1000.0 / fps * HOLD_LAST
@@ -62,8 +69,15 @@ def make_film(frames: Sequence[Frame], path: str | os.PathLike, fps: float = 8.0
     os.replace(temporary, path)
 
 
-def film_frames(world, goals: Sequence[str], steps: Sequence[dict]) -> list[Frame]:
-    """Turn the steps of an episode, as a script's `evaluate` returns them, into frames; goals: the texts, [G]."""
+def film_frames(
+    world: World, goals: Sequence[str], steps: Sequence[Mapping[str, Any]]
+) -> list[Frame]:
+    """Turn the steps of an episode into frames, up to the first that is "over".
+
+    goals: the texts, [G]. Each step has on the device, before the action: state, scene [W],
+    suggested and achieved [G] bool, over; of the action: action, caption, reward, reached [G] bool;
+    after it: score and achievements [K] bool of the episode.
+    """
     render = jax.jit(world.render)
     frames, unlocked = [], []
     for number, step in enumerate(steps):
@@ -71,7 +85,8 @@ def film_frames(world, goals: Sequence[str], steps: Sequence[dict]) -> list[Fram
             break
         values = jax.device_get({name: value for name, value in step.items() if name != "state"})
         reached = np.flatnonzero(values["reached"])
-        have = [name for name, has in zip(world.achievements, values["achievements"], strict=True) if has]
+        pairs = zip(world.achievements, values["achievements"], strict=True)
+        have = [name for name, is_unlocked in pairs if is_unlocked]
         new = [name for name in have if name not in unlocked]
         unlocked += new
         frames.append(
@@ -79,11 +94,16 @@ def film_frames(world, goals: Sequence[str], steps: Sequence[dict]) -> list[Fram
                 image=np.asarray(render(step["state"])),
                 step=number,
                 scene=world.describe(values["scene"]),
-                goals=tuple((goals[goal], bool(values["achieved"][goal])) for goal in np.flatnonzero(values["suggested"])),
+                goals=tuple(
+                    (goals[goal], bool(values["achieved"][goal]))
+                    for goal in np.flatnonzero(values["suggested"])
+                ),
                 action=world.actions[values["action"]],
                 caption=world.captions[values["caption"]],
                 reward=float(values["reward"]),
                 rewarded_goal=goals[reached[0]] if len(reached) else None,
+                score_name=world.score_name,
+                score=float(values["score"]),
                 achievements=tuple(unlocked),
                 new_achievement=new[0] if new else None,
             )
@@ -94,15 +114,21 @@ def film_frames(world, goals: Sequence[str], steps: Sequence[dict]) -> list[Fram
 def draw_frame(frame: Frame) -> Image.Image:
     """Return one frame in full colour, as make_film shows it."""
     game = _scaled(Image.fromarray(frame.image))
-    canvas = Image.new("RGB", (game.width + PANEL, game.height), BACKGROUND)
-    canvas.paste(game, (0, 0))
-    canvas.paste(_draw_panel(frame, game.height), (game.width, 0))
+    return _beside(game, _draw_panel(frame), Image.new("RGB", (1, 1), BACKGROUND))
+
+
+def _beside(game: Image.Image, panel: Image.Image, ground: Image.Image) -> Image.Image:
+    """Set the game, halfway up, beside its panel; `ground` is one pixel of the background."""
+    height = max(game.height, panel.height)
+    canvas = ground.resize((game.width + panel.width, height))
+    canvas.paste(game, (0, (height - game.height) // 2))
+    canvas.paste(panel, (game.width, 0))
     return canvas
 
 
 def _scaled(image: Image.Image) -> Image.Image:
     """Enlarge the game by a whole factor, pixels staying square and sharp."""
-    factor = max(1, -(-PICTURE // image.height))
+    factor = max(1, min(-(-PICTURE // image.height), WIDEST // image.width))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
@@ -130,13 +156,12 @@ def _smooth(image: np.ndarray) -> Image.Image:
 
 def _compose(frame: Frame, palette: Image.Image) -> Image.Image:
     """Return the frame in the film's palette; the game is reduced to it before it is enlarged."""
-    game = _scaled(_smooth(frame.image).quantize(palette=palette, dither=Image.Dither.NONE))
-    canvas = Image.new("P", (game.width + PANEL, game.height))
-    canvas.putpalette(palette.getpalette())
-    canvas.paste(game, (0, 0))
-    panel = _draw_panel(frame, game.height).quantize(palette=palette, dither=Image.Dither.NONE)
-    canvas.paste(panel, (game.width, 0))
-    return canvas
+
+    def reduced(image: Image.Image) -> Image.Image:
+        return image.quantize(palette=palette, dither=Image.Dither.NONE)
+
+    ground = reduced(Image.new("RGB", (1, 1), BACKGROUND))
+    return _beside(_scaled(reduced(_smooth(frame.image))), reduced(_draw_panel(frame)), ground)
 
 
 def _make_palette(frames: Sequence[Frame]) -> Image.Image:
@@ -145,10 +170,12 @@ def _make_palette(frames: Sequence[Frame]) -> Image.Image:
     for ground, inks in ((BACKGROUND, (TEXT, FAINT, GREEN, GOLD)), (GREEN_DARK, (TEXT,))):
         for ink in inks:
             for part in np.linspace(0.0, 1.0, RAMP):
-                colours[tuple(round(g + part * (i - g)) for g, i in zip(ground, ink, strict=True))] = None
-    chosen = frames[:: max(1, len(frames) // 48)]
-    montage = Image.fromarray(np.concatenate([np.asarray(_smooth(frame.image)) for frame in chosen]))
-    reduced = montage.quantize(colors=GAME_COLOURS, method=Image.Quantize.FASTOCTREE)  # keeps rare colours
+                pairs = zip(ground, ink, strict=True)
+                colours[tuple(round(g + part * (i - g)) for g, i in pairs)] = None
+    chosen = [np.asarray(_smooth(frame.image)) for frame in frames[:: max(1, len(frames) // 48)]]
+    montage = Image.fromarray(np.concatenate(chosen))
+    # This method keeps rare colours.
+    reduced = montage.quantize(colors=GAME_COLOURS, method=Image.Quantize.FASTOCTREE)
     for _, colour in reduced.convert("RGB").getcolors():
         colours[colour] = None
     palette = Image.new("P", (1, 1))
@@ -163,28 +190,34 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache(maxsize=65536)
-def _width(text: str, size: int) -> float:
+def text_width(text: str, size: int) -> float:
     """Return the width of a text in pixels."""
     return _font(size).getlength(text)
 
 
 def clip(text: str, width: float, size: int) -> str:
     """Shorten `text` with an ellipsis until it is at most `width` pixels wide."""
-    if _width(text, size) <= width:
+    if text_width(text, size) <= width:
         return text
-    while text and _width(text.rstrip() + "…", size) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+
+    def width_of(length: int) -> float:
+        return text_width(text[:length].rstrip() + "…", size)
+
+    length = bisect_right(range(len(text)), width, key=width_of) - 1
+    return text[: max(0, length)].rstrip() + "…"
 
 
 def wrap(text: str, width: float, size: int, lines: int) -> list[str]:
-    """Break `text` into at most `lines` lines of at most `width` pixels; an ellipsis tells of the rest."""
+    """Break `text` into at most `lines` lines of at most `width` pixels.
+
+    An ellipsis stands for the rest.
+    """
     done: list[str] = []
     words = text.split()
     while words:
-        count = len(words)
-        while count > 1 and _width(" ".join(words[:count]), size) > width:
-            count -= 1
+        count = 1
+        while count < len(words) and text_width(" ".join(words[: count + 1]), size) <= width:
+            count += 1
         if len(done) == lines - 1:
             return [*done, clip(" ".join(words), width, size)]
         done.append(clip(" ".join(words[:count]), width, size))
@@ -192,10 +225,12 @@ def wrap(text: str, width: float, size: int, lines: int) -> list[str]:
     return done
 
 
-def choose_goals(goals: Sequence[tuple[str, bool]], rewarded: str | None, room: int) -> tuple[list[tuple[str, bool]], int]:
+def choose_goals(
+    goals: Sequence[tuple[str, bool]], rewarded: str | None, room: int
+) -> tuple[list[tuple[str, bool]], int]:
     """Return at most `room` cells' worth of goals in their order, and how many are left out.
 
-    When room is short the rewarded goal goes first, then open ones, and a cell is kept for "+n more".
+    When room is short the rewarded goal goes first, then open ones; a cell is kept for "+n more".
     """
     if len(goals) <= room:
         return list(goals), 0
@@ -204,15 +239,15 @@ def choose_goals(goals: Sequence[tuple[str, bool]], rewarded: str | None, room: 
     return [goals[i] for i in kept], len(goals) - len(kept)
 
 
-def _draw_panel(frame: Frame, height: int) -> Image.Image:
+def _draw_panel(frame: Frame) -> Image.Image:
     """Draw the text side; every part has a fixed place, so nothing jumps from frame to frame."""
-    panel = Image.new("RGB", (PANEL, height), BACKGROUND)
+    panel = Image.new("RGB", (PANEL, PICTURE), BACKGROUND)
     draw = ImageDraw.Draw(panel)
     inner = PANEL - 2 * MARGIN
     y = 9
 
     label = f"step {frame.step}"
-    draw.text((PANEL - MARGIN - _width(label, 12), y), label, FAINT, _font(12))
+    draw.text((PANEL - MARGIN - text_width(label, 12), y), label, FAINT, _font(12))
     _heading(draw, y, "the agent sees")
     y += 18
     for i, line in enumerate(wrap(frame.scene, inner, 14, CAPTION_LINES)):
@@ -241,7 +276,8 @@ def _draw_panel(frame: Frame, height: int) -> Image.Image:
     y += LINE + 6
 
     y = _rule(draw, y)
-    _heading(draw, y, f"achievements   {len(frame.achievements)}")
+    score = f"{frame.score:.2f}".rstrip("0").rstrip(".")
+    _heading(draw, y, clip(f"{score_label(frame.score_name)}   {score}", inner, 12))
     _draw_achievements(draw, frame, y + 17, inner)
     return panel
 
@@ -273,9 +309,10 @@ def _draw_goals(draw: ImageDraw.ImageDraw, frame: Frame, y: int, inner: int) -> 
             draw.ellipse((x + 3, top + 7, x + 7, top + 11), FAINT)
         draw.text((x + 16, top), text, FAINT if achieved and not rewarded else TEXT, _font(14))
         if achieved and not rewarded:
-            draw.line((x + 16, top + 10, x + 16 + _width(text, 14), top + 10), FAINT)
+            draw.line((x + 16, top + 10, x + 16 + text_width(text, 14), top + 10), FAINT)
     if left_out:
-        draw.text((MARGIN + column + 16, y + (GOAL_ROWS - 1) * LINE), f"+{left_out} more", FAINT, _font(14))
+        place = (MARGIN + column + 16, y + (GOAL_ROWS - 1) * LINE)
+        draw.text(place, f"+{left_out} more", FAINT, _font(14))
 
 
 def _tick(draw: ImageDraw.ImageDraw, x: int, y: int, ink: tuple[int, int, int]) -> None:
@@ -284,7 +321,10 @@ def _tick(draw: ImageDraw.ImageDraw, x: int, y: int, ink: tuple[int, int, int]) 
 
 
 def _draw_achievements(draw: ImageDraw.ImageDraw, frame: Frame, y: int, inner: int) -> None:
-    """Set the achievements in running lines, the newest in gold; the oldest give way when room is short."""
+    """Set the achievements in running lines, the newest in gold.
+
+    The oldest give way when room is short.
+    """
     names = list(frame.achievements)
     dropped = 0
     while True:
@@ -292,7 +332,7 @@ def _draw_achievements(draw: ImageDraw.ImageDraw, frame: Frame, y: int, inner: i
         places, x, row = [], 0.0, 0
         for i, name in enumerate(words + names):
             word = clip(name, inner, 13)
-            wide = _width(word, 13)
+            wide = text_width(word, 13)
             if x and x + wide > inner:
                 x, row = 0.0, row + 1
             places.append((x, row, word, name == frame.new_achievement, dropped and i == 0))
