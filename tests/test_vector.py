@@ -86,7 +86,7 @@ def test_ends_are_told_apart_and_nothing_is_lost():
     assert int(vs.pool_next) == 12 and int(vs.exhausted) == 0
     empty = vector.drain(vs)[1]
     assert int(empty.episodes) == 0 and float(empty.score) == 0, "drained once"
-    assert not vs.score.any(), "a new episode has no score yet"
+    assert vs.score.tolist() == [2.5] * 9 + [0] * 3, "of the running episodes"
 
 
 def test_achievements_of_short_episodes_do_not_leak():
