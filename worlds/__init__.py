@@ -26,6 +26,7 @@ def make_world(args: WorldArgs) -> World:
     if missing:
         lacks = ", ".join(missing)
         raise UserError(f"--env {args.env} is no world, it lacks {lacks} (see worlds/world.py)")
+    # Grey frames, [H, W], are the only observations of two axes.
     return FrameStack(world) if len(world.observation_shape) == 2 else world
 
 

@@ -57,10 +57,8 @@ def pack_state(state: EnvState) -> EnvState:
     mob_map is packed to bits. A third of a world's bytes is what makes steps, resets and
     checkpoints quick.
     """
-    lanes = (
-        state.mob_map.reshape(64, 2, 32).astype(jnp.uint32)
-        << np.arange(32, dtype=np.uint32)[None, None]
-    )
+    lanes = state.mob_map.reshape(64, 2, 32).astype(jnp.uint32)
+    lanes <<= np.arange(32, dtype=np.uint32)[None, None]
     return state.replace(map=state.map.astype(jnp.uint8), mob_map=lanes.sum(-1, dtype=jnp.uint32))
 
 
@@ -106,6 +104,7 @@ def _mob_at(state: EnvState, position: jax.Array) -> jax.Array:
 
 
 def find_front(state: EnvState) -> Front:
+    """Return what the player faces."""
     position = state.player_position + DIRECTIONS[state.player_direction]
     zombies, skeletons, cows = (
         (mobs.position == position[None]).all(-1) & mobs.mask
@@ -119,14 +118,14 @@ def find_front(state: EnvState) -> Front:
 
 
 def faced_nouns(front: Front) -> jax.Array:
-    """Bits over NOUNS of what is faced: a ripe plant is a plant."""
+    """Return the bits over NOUNS of what is faced, uint32 []; a ripe plant is a plant."""
     plant, ripe = THINGS.index("plant"), VISIBLE.index("ripe plant")
     nouns = front.named & np.uint32((1 << len(THINGS)) - 1)
     return nouns | (((front.named >> ripe) & 1) << plant)
 
 
 def held_nouns(inventory: Inventory) -> jax.Array:
-    """Bits over NOUNS of what is held: a sapling is a plant."""
+    """Return the bits over NOUNS of what is held, uint32 []; a sapling is a plant."""
     held = {
         noun: getattr(inventory, noun.replace(" ", "_"))
         for noun in ("stone", "coal", "iron", "diamond", *TOOLS)
@@ -511,11 +510,8 @@ def _update_mobs(
         attacks = ((distance >= 4) & (distance <= 5)) | (close & ~open_cell)
         attacks &= (skeleton.attack_cooldown <= 0) & alive
         arrows = state.arrows
-        shot = (
-            (np.arange(STATIC.max_arrows) == jnp.argmax(~arrows.mask))
-            & attacks
-            & ~arrows.mask.all()
-        )
+        is_first = np.arange(STATIC.max_arrows) == jnp.argmax(~arrows.mask)
+        shot = is_first & attacks & ~arrows.mask.all()
         new = jnp.where(open_cell & ~attacks, wish, old)
         stays = alive & (distance < params.mob_despawn_distance)
         state = _go(state, old, new, alive, stays).replace(
@@ -608,9 +604,8 @@ def spawn_mobs(key: jax.Array, state: EnvState, params: EnvParams) -> EnvState:
     )
     grass, path = blocks == BlockType.GRASS.value, blocks == BlockType.PATH.value
     within = distance < params.mob_despawn_distance
-    zombie_chance = params.spawn_zombie_base_chance + params.spawn_zombie_night_chance * jnp.square(
-        1 - state.light_level
-    )
+    darkness = jnp.square(1 - state.light_level)
+    zombie_chance = params.spawn_zombie_base_chance + params.spawn_zombie_night_chance * darkness
     draws = jax.random.uniform(key, (6,))
     kinds = {
         "cows": (grass & (distance > 3), params.spawn_cow_chance, params.cow_health),
