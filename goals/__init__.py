@@ -1,1 +1,1 @@
-"""From scenes to goals: what is asked of a language model, its answers, and the tables on the device."""
+"""From scenes to goals: what a language model is asked, its answers, the tables on the device."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
-from goals.asking import Usage
+from goals.asking import Costs
 from lab.errors import UserError
 
 QUEUE_CAPACITY = 8192  # scenes that wait: more than a small model answers in an hour
@@ -15,25 +15,29 @@ FIRST_BATCH, LARGEST_BATCH = 8, 256
 BATCH_SECONDS = 10.0  # no batch shall take much longer: meanwhile others are visited most
 CLOSE_SECONDS = 20.0  # a model that hangs may hold up the end for so long
 
-Answer = Callable[[list[bytes]], tuple[dict[bytes, str | None], Usage]]
+AnswerScenes = Callable[[list[bytes]], tuple[dict[bytes, str | None], Costs]]
 
 
 class Background:
-    """A bounded queue of scenes (their bytes) with visits, and a thread that gets their answers in batches.
+    """A bounded queue of scenes (their bytes) with visits, and a thread that gets their answers.
 
-    open_asker() is entered in the thread, where what it opens belongs; it yields a function from scenes to their raw answers
-    (None: there is none) and what they cost. A failure ends the thread and stands in `failure`. The thread never keeps the
-    process alive.
+    open_asker() is entered in the thread, where what it opens belongs; it yields a function from
+    scenes to their raw answers (None: there is none) and what they cost. A failure ends the thread
+    and stands in `failure`. The thread never keeps the process alive.
     """
 
-    def __init__(self, open_asker: Callable[[], AbstractContextManager[Answer]], capacity: int = QUEUE_CAPACITY):
+    def __init__(
+        self,
+        open_asker: Callable[[], AbstractContextManager[AnswerScenes]],
+        capacity: int = QUEUE_CAPACITY,
+    ):
         self.failure: UserError | None = None
         self._open_asker, self._capacity = open_asker, capacity
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: dict[bytes, int] = {}
         self._asked: dict[bytes, int] = {}  # what the thread has taken and nobody has taken from it
         self._answers: dict[bytes, str | None] = {}
-        self._usage = Usage()
+        self._costs = Costs()
         self._left, self._busy, self._stopped = 0.0, False, False
         self._thread = threading.Thread(target=self._run, name="asking", daemon=True)
 
@@ -51,34 +55,39 @@ class Background:
             return self._asked | self._waiting
 
     def start(self, budget: float) -> None:
-        """Let the thread begin, to ask at most `budget` questions; all but the first call do nothing."""
+        """Let the thread begin, to ask at most `budget` questions; later calls do nothing."""
         if self._thread.ident is None:
             self._left = budget
             self._thread.start()
 
     def add(self, visits: Mapping[bytes, int]) -> int:
-        """Add to the visits of scenes; return how many scenes, the least visited, a full queue has let go."""
+        """Add to the visits of scenes; return how many of them a full queue has let go.
+
+        Those are the least visited.
+        """
         with self._changed:
             for scene, count in visits.items():
                 if scene not in self._asked:
                     self._waiting[scene] = self._waiting.get(scene, 0) + count
             dropped = max(0, len(self._waiting) - self._capacity)
             if dropped:
-                self._waiting = {scene: self._waiting[scene] for scene in self._most_visited(self._capacity)}
+                self._waiting = {
+                    scene: self._waiting[scene] for scene in self._most_visited(self._capacity)
+                }
             self._changed.notify_all()
             return dropped
 
-    def take(self) -> tuple[dict[bytes, str | None], Usage]:
+    def take(self) -> tuple[dict[bytes, str | None], Costs]:
         """Hand over the answers that have come since the last call, and what they cost."""
         with self._changed:
             answers, self._answers = self._answers, {}
-            usage, self._usage = self._usage, Usage()
+            costs, self._costs = self._costs, Costs()
             for scene in answers:
                 del self._asked[scene]
-            return answers, usage
+            return answers, costs
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long until there is nothing left that may be asked; tell whether that is so."""
+        """Wait at most so long until nothing is left to ask; return whether that is so."""
         with self._changed:
             return self._changed.wait_for(self._is_idle, seconds)
 
@@ -89,7 +98,9 @@ class Background:
             self._changed.notify_all()
         if at_once and self._thread.is_alive():
             # When the interpreter ends, a thread inside a native library would abort the process.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit)
+            )
 
     def join(self) -> None:
         """Wait until a stopped thread has ended, though not for ever."""
@@ -117,14 +128,16 @@ class Background:
             with self._open_asker() as answer:
                 while batch := self._next(size):
                     start = time.monotonic()
-                    answers, usage = answer(batch)
+                    answers, costs = answer(batch)
                     seconds = max(time.monotonic() - start, 1e-3)
-                    if usage.queries:
-                        size = min(max(1, int(BATCH_SECONDS * usage.queries / seconds)), LARGEST_BATCH)
+                    if costs.queries:
+                        size = min(
+                            max(1, int(BATCH_SECONDS * costs.queries / seconds)), LARGEST_BATCH
+                        )
                     with self._changed:
                         self._answers |= answers
-                        self._usage += usage
-                        self._left -= usage.queries
+                        self._costs += costs
+                        self._left -= costs.queries
                         self._busy = False
                         self._changed.notify_all()
         except SystemExit:  # from stop()

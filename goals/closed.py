@@ -1,8 +1,9 @@
-"""The closed form of asking: for each scene, how likely the model finds each goal (section 3.2 of the paper, closed-form).
+"""The closed form of asking: how likely the model finds each goal in a scene (section 3.2).
 
-By likelihood, every caption of the world is scored as the continuation of the prompt; by yes or no, one question is asked for each
-scene and goal, of the goals that make sense at all (the rules form's first half, `goals.rules`, asked once). Scores count after
-they are centred, over the goals of a scene or, per goal, over scenes that nobody has labelled.
+By likelihood, every caption of the world is scored as the continuation of the prompt; by yes or no,
+one question is asked for each scene and goal, of the goals that make sense at all (the rules form's
+first half, `goals.rules`, asked once). Scores count after they are centred, over the goals of a
+scene or, per goal, over scenes that nobody has labelled.
 """
 
 import os
@@ -11,53 +12,63 @@ from pathlib import Path
 
 import numpy as np
 
-from goals.language_models import LanguageModel
-from goals.open_ended import PROMPTS, load_prompt
+from goals.model import LanguageModel
 from goals.packing import pack_scores, unpack_scores
+from goals.prompts import load_prompt, newest_version
 from goals.recipes import Recipe, find_recipe
 from goals.rules import RulesForm, hash_texts
 from lab.errors import UserError
+from worlds.world import World
 
-FILES = {"likelihood": ("closed_v1", ["scene"]), "yes-no": ("closed_yesno_v1", ["goal", "scene"])}
+PLACEHOLDERS = {"closed": ("scene",), "closed_yesno": ("goal", "scene")}
+PROMPT_NAMES = {"likelihood": "closed", "yes-no": "closed_yesno"}  # by scoring
 
 
 class Closed:
-    """The form as the service sees it: a scene's sentence is the question, packed scores of all goals the answer.
+    """The form as the service sees it: a scene's sentence is the question, scores the answer.
 
-    scoring: "likelihood" or "yes-no"; calibration: "scene" (a goal stands out among all goals of the scene) or "goal" (it stands
-    out among what the same goal gets in prompts/<world>_scenes_v1.txt). prompts: the prompts' hashes by name; prompt_hash and
-    parameters are part of the stores' key, after `prepare`. Raises UserError for a prompt that is missing or has other
-    placeholders, or missing scenes.
+    scoring: "likelihood" or "yes-no"; calibration: "scene" (a goal stands out among all goals of
+    the scene) or "goal" (it stands out among what the same goal gets in <world>_scenes_v<k>.txt).
+    prompts: the prompts' hashes by name; prompt_hash and parameters are part of the stores' key,
+    after `prepare`. Raises UserError for a prompt that is missing or has other placeholders, or
+    missing scenes.
     """
 
     def __init__(
         self,
-        world,
+        world: World,
         prompt: str | os.PathLike | None = None,
         model: str = "",
         scoring: str = "likelihood",
         calibration: str = "scene",
         recipe: Recipe | None = None,
     ):
-        name, placeholders = FILES[scoring]
-        self._template, self.prompt_hash = load_prompt(prompt or PROMPTS / f"{world.name}_{name}.txt", placeholders)
+        name = PROMPT_NAMES[scoring]
+        file = prompt or newest_version(world.prompts / f"{world.name}_{name}")
+        self._template, self.prompt_hash = load_prompt(file, PLACEHOLDERS[name])
         self._plausibility = RulesForm(world, model=model, recipe=recipe)
         self.prompts = {"closed": self.prompt_hash} | self._plausibility.prompts
-        self.recipe, self._goals = recipe or find_recipe(model), world.captions[1:]
+        self.recipe = recipe or find_recipe(world.recipes, model)
+        self._goals = world.captions[1:]
         self.parameters = {"form": scoring, "goals": hash_texts(self._goals)}
-        self._scenes = _read_scenes(PROMPTS / f"{world.name}_scenes_v1.txt") if calibration == "goal" else []
+        self._scenes = []
+        if calibration == "goal":
+            self._scenes = _read_scenes(newest_version(world.prompts / f"{world.name}_scenes"))
 
     def prepare(self, answers: Callable[..., dict[str, str]]) -> None:
         """Ask which goals make sense and, to calibrate goal by goal, score the published scenes."""
         self.plausible = self._plausibility.ask_sensible(answers) > self.recipe.sensible_threshold
         if self.parameters["form"] == "yes-no":
-            # An answer holds the scores of these goals alone: with another choice of goals it is another answer.
-            self.parameters["goals"] = hash_texts([self._goals[goal] for goal in np.flatnonzero(self.plausible)])
+            # An answer holds these goals' scores alone: with another choice it is another answer.
+            asked = [self._goals[goal] for goal in np.flatnonzero(self.plausible)]
+            self.parameters["goals"] = hash_texts(asked)
         if self._scenes:
             raw = answers(self.prompt_hash, self.parameters, self._scenes, self.ask)
-            lines = [line for text in raw.values() if len(line := unpack_scores(text)) == len(self._goals)]
+            lines = [unpack_scores(text) for text in raw.values()]
+            lines = [line for line in lines if len(line) == len(self._goals)]
             table = np.ma.masked_invalid(np.reshape(lines, (-1, len(self._goals))))
-            self._mean, self._spread = table.mean(0).filled(np.nan), np.maximum(table.std(0).filled(np.nan), 1e-6)
+            self._mean = table.mean(0).filled(np.nan)
+            self._spread = np.maximum(table.std(0).filled(np.nan), 1e-6)
 
     def ask(self, model: LanguageModel, questions: Sequence[str]) -> list[str | None]:
         """Return raw answers, the packed scores of each scene's goals; None where there is none."""
@@ -67,16 +78,20 @@ class Closed:
             return [None if line is None else pack_scores(line) for line in scores]
         return self._ask_each(model, questions)
 
-    def _ask_each(self, model, questions):
+    def _ask_each(self, model: LanguageModel, questions: Sequence[str]) -> list[str | None]:
         asked = np.flatnonzero(self.plausible)
+        goals = [self._goals[goal] for goal in asked]
+        render = self._template.substitute
         pairs = model.yes_no(
-            [self._template.substitute(scene=scene, goal=self._goals[goal]) for scene in questions for goal in asked]
+            [render(scene=scene, goal=goal) for scene in questions for goal in goals]
         )
         odds = [np.nan if pair is None else pair[0] - pair[1] for pair in pairs]
         scores = np.full((len(questions), len(self._goals)), np.nan)
         scores[:, asked] = np.reshape(odds, (len(questions), len(asked)))
         # Where no goal makes sense, nobody is asked: an answer nonetheless.
-        return [None if len(asked) and np.isnan(line).all() else pack_scores(line) for line in scores]
+        return [
+            None if len(asked) and np.isnan(line).all() else pack_scores(line) for line in scores
+        ]
 
     def goals(self, raw: str) -> tuple[str, ...]:
         """Return the goals that an answer suggests; one that cannot be read suggests none."""
@@ -98,4 +113,7 @@ def _read_scenes(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"scenes {path} cannot be read ({error.strerror}): calibrate by scene, or write the file") from error
+        raise UserError(
+            f"scenes {path} cannot be read ({error.strerror}): "
+            "give --closed-calibration scene, or write the file"
+        ) from error

@@ -1,7 +1,8 @@
-"""Who answers: a model behind any server that speaks OpenAI's HTTP interface, on this machine or another.
+"""Who answers: a model behind any server that speaks OpenAI's HTTP interface.
 
-What a server says is data: bounded while it is read, then checked; what is no answer is asked for again, and a question that
-fails for good has the answer None. The key comes from the environment alone and goes into one header, nowhere else.
+What a server says is data: bounded while it is read, then checked; what is no answer is asked for
+again, and a question that fails for good has the answer None. The key comes from the environment
+alone and goes into one header, nowhere else.
 """
 
 import json
@@ -23,7 +24,7 @@ import numpy as np
 import tenacity
 from anyio.from_thread import start_blocking_portal
 
-from goals.language_models import Usage
+from goals.model import DECIMALS, Usage
 from lab.errors import UserError
 
 KEY_VARIABLES = ("ELLM_API_KEY", "OPENAI_API_KEY")
@@ -34,9 +35,9 @@ CONNECT_SECONDS = 10.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
 PATIENCE = 16  # questions failed in a row, after which the rest of a batch is not asked
 LISTED_TOKENS = (20, 5, 0)  # the most likely first tokens to list: as many as the server grants
-DECIMALS = 6  # of a log-probability
 PROBE = "Is fire hot? Answer yes or no:"
-# Part of every prompt that travels as a chat message: another text needs another word than "chat" in the name.
+# Part of every prompt that travels as a chat message: another text needs another word than "chat"
+# in the name.
 CHAT_PREFIX = "Continue this text. Write only what comes next.\n\n"
 
 PASSING = (408, 409, 425, 429)  # and 5xx
@@ -51,9 +52,14 @@ for library in ("httpx2", "httpcore2"):
 
 
 class Failure(Exception):
-    """A request without an answer. again: another try may bring one; wait: seconds that the server asks for before it."""
+    """A request without an answer.
 
-    def __init__(self, reason: str, said: str = "", status: int = 0, again: bool = True, wait: float = 0.0):
+    again: another try may bring one; wait: seconds that the server asks for before it.
+    """
+
+    def __init__(
+        self, reason: str, said: str = "", status: int = 0, again: bool = True, wait: float = 0.0
+    ):
         super().__init__(f"{reason}: {said}" if said else reason)
         self.reason, self.status, self.again, self.wait = reason, status, again, wait
 
@@ -63,19 +69,23 @@ class NoConnection(Failure):
 
 
 class Endpoint:
-    """A language model behind an OpenAI-compatible server, asked through /completions, else through /chat/completions.
+    """A language model behind an OpenAI-compatible server.
 
-    url: as http://host:8000/v1. concurrency: requests under way at once. timeout: seconds for a whole request, 10 of them at
-    most to connect. retries: of a request that failed in passing (no connection, no answer in time, 408, 409, 425, 429, 5xx, an
-    answer that is none), after waits with full jitter under a doubling bound, on top of what Retry-After asks for.
-    max_requests, max_tokens: the budget, retries and the first probe included, 0 for none; tokens as the server counts them,
-    and what is under way when they are spent is still paid for.
+    It is asked through /completions, else through /chat/completions.
 
-    `name` is "<model>@<revision>,endpoint", with ",chat" at its end where prompts travel as chat messages. The revision is what
-    the server tells beyond the name, if anything: its own name for the model, vLLM's root, or the size of llama.cpp's file [bytes].
-    No host is in it: the same model behind two hosts shares its answers. `requests` counts the requests that asked the model,
-    `unanswered` the questions with the answer None. Threads may call, one at a time. Raises UserError where no server answers
-    or it does not know the model.
+    url: as http://host:8000/v1. concurrency: requests under way at once. timeout: seconds for a
+    whole request, 10 of them at most to connect. retries: of a request that failed in passing (no
+    connection, no answer in time, 408, 409, 425, 429, 5xx, an answer that is none), after waits
+    with full jitter under a doubling bound, on top of what Retry-After asks for. max_requests,
+    max_tokens: the budget, retries and the first probe included, 0 for none; tokens as the server
+    counts them, and what is under way when they are spent is still paid for.
+
+    `name` is "<model>@<revision>,endpoint", with ",chat" at its end where prompts travel as chat
+    messages. The revision is what the server tells beyond the name, if anything: its own name for
+    the model, vLLM's root, or the size of llama.cpp's file [bytes]. No host is in it: the same
+    model behind two hosts shares its answers. `requests` counts the requests that asked the model,
+    `unanswered` the questions with the answer None. Threads may call, one at a time. Raises
+    UserError where no server answers or it does not know the model.
     """
 
     can_score = False
@@ -92,7 +102,10 @@ class Endpoint:
         max_tokens: int = 0,
     ):
         if concurrency < 1 or not timeout > 0 or min(retries, max_requests, max_tokens) < 0:
-            raise UserError("endpoint: concurrency must be at least 1, timeout above 0, retries and budgets not negative")
+            raise UserError(
+                "endpoint: concurrency must be at least 1, timeout above 0, "
+                "retries and budgets not negative"
+            )
         self._url, self._model, self._key = _address(url), model, _key()
         self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
         self._max_requests, self._max_tokens = max_requests, max_tokens
@@ -102,7 +115,8 @@ class Endpoint:
         self._said: set[tuple[str, str]] = set()
         self._client = httpx2.AsyncClient(
             base_url=self._url,
-            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            headers={"Accept-Encoding": "identity"}
+            | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
             timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             limits=httpx2.Limits(max_connections=concurrency),
             follow_redirects=False,  # the key is for this host alone
@@ -124,19 +138,33 @@ class Endpoint:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str | None]:
-        """See LanguageModel. Raises UserError only if the server is down or shut to us and none of the prompts was answered."""
+        """See LanguageModel.
+
+        Raises UserError only if the server is down or shut to us and no prompt was answered.
+        """
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        return self._ask(prompts, options | ({"stop": list(stop)} if stop else {}), partial(_text, stop=stop))
+        return self._ask(
+            prompts, options | ({"stop": list(stop)} if stop else {}), partial(_text, stop=stop)
+        )
 
     def yes_no(self, prompts: Sequence[str]) -> list[tuple[float, float] | None]:
-        """See LanguageModel. Raises UserError as `generate` does, and where the server gives no log-probabilities."""
+        """See LanguageModel.
+
+        Raises UserError as `generate` does, and where the server gives no log-probabilities.
+        """
         if not self._listed:
-            raise UserError(f"{self.name}: this server gives no log-probabilities: ask open-ended, or use vLLM or llama.cpp")
+            raise UserError(
+                f"{self.name}: this server gives no log-probabilities: "
+                "ask open-ended, or use vLLM or llama.cpp"
+            )
         return self._ask(prompts, self._first_token(), _yes_no)
 
     def score(self, prompts: Sequence[str], candidates: Sequence[str]) -> list[list[float] | None]:
         """Raise UserError: few servers tell the likelihood of a given text."""
-        raise UserError(f"{self.name}: a server does not score candidates: ask by yes/no, or load the model in process")
+        raise UserError(
+            f"{self.name}: a server does not score candidates: "
+            "ask by yes/no, or load the model in process"
+        )
 
     def close(self) -> None:
         """Close the connections; closing twice does no harm."""
@@ -145,7 +173,7 @@ class Endpoint:
     # Getting to know the server
 
     async def _get_to_know(self):
-        """Find out whether the server knows the model, how it is to be asked, and what it is called."""
+        """Find out whether the server knows the model, how to ask it, and what it is called."""
         try:
             told = _file_name(await self._probe())
         except Failure as failure:
@@ -153,12 +181,15 @@ class Endpoint:
         model, models = _file_name(self._model), await self._models()
         if models and model not in models and told.partition("@")[0] != model:
             raise self._explained(Failure("another model answers"), models)
-        self.name = f"{model}{_revision(model, told, models.get(model, {}))},endpoint{',chat' if self._chat else ''}"
+        revision = _revision(model, told, models.get(model, {}))
+        self.name = f"{model}{revision},endpoint{',chat' if self._chat else ''}"
         if self._max_tokens and not self.usage.prompt_tokens:
-            raise UserError(f"{self.name}: this server does not count tokens: give a budget in requests")
+            raise UserError(
+                f"{self.name}: this server does not count tokens: give a budget in requests"
+            )
 
     async def _probe(self) -> str:
-        """Settle on the first way of asking that the server takes; return its own name for the model."""
+        """Settle on the first way of asking that the server takes; return its name of the model."""
         for chat in (False, True):
             for listed in LISTED_TOKENS:
                 self._chat, self._listed = chat, listed
@@ -179,7 +210,11 @@ class Endpoint:
         """Return what the server lists, by name and alias; nothing where it lists nothing."""
         try:
             listed = await self._exchange("GET", "models")
-            names = [(name, entry) for entry in listed["data"] for name in (entry["id"], *(entry.get("aliases") or ()))]
+            names = [
+                (name, entry)
+                for entry in listed["data"]
+                for name in (entry["id"], *(entry.get("aliases") or ()))
+            ]
             return {_file_name(name): entry for name, entry in names}
         except (Failure, *MALFORMED):
             return {}
@@ -187,14 +222,19 @@ class Endpoint:
     def _explained(self, failure, models=()):
         """Return what a failure means to the user."""
         if isinstance(failure, NoConnection):
-            mend = f"start one, e.g. vllm serve {self._model}, or check --llm-url"
-            return UserError(f"no server answers at {self._url} ({failure}): {mend}")
+            advice = f"start one, e.g. vllm serve {self._model}, or check --llm-url"
+            return UserError(f"no server answers at {self._url} ({failure}): {advice}")
         if failure.status in NO_ACCESS:
-            return UserError(f"the server at {self._url} lets nobody in without its key ({failure}): set {KEY_VARIABLES[0]}")
-        mend = "check --llm and --llm-url"
+            return UserError(
+                f"the server at {self._url} lets nobody in without its key ({failure}): "
+                f"set {KEY_VARIABLES[0]}"
+            )
+        advice = "check --llm and --llm-url"
         if models and _file_name(self._model) not in models:
-            mend = f"give --llm one of {_readable(', '.join(sorted(models)))}"
-        return UserError(f"the server at {self._url} does not answer as {self._model} ({failure}): {mend}")
+            advice = f"give --llm one of {_readable(', '.join(sorted(models)))}"
+        return UserError(
+            f"the server at {self._url} does not answer as {self._model} ({failure}): {advice}"
+        )
 
     # Asking
 
@@ -221,7 +261,11 @@ class Endpoint:
 
         async def work():
             for row, prompt in waiting:
-                hopeless = f"{PATIENCE} questions in a row failed" if len(failures) >= PATIENCE else self._spent()
+                hopeless = (
+                    f"{PATIENCE} questions in a row failed"
+                    if len(failures) >= PATIENCE
+                    else self._spent()
+                )
                 if hopeless:
                     self._leave(Failure(hopeless))
                     continue
@@ -243,9 +287,11 @@ class Endpoint:
         return answers
 
     async def _ask_one(self, prompt, options, read):
-        """Ask until there is an answer, as long as another try may bring one; return what `read` makes of it."""
+        """Ask as long as another try may bring an answer; return what `read` makes of it."""
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, Failure) and error.again),
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, Failure) and error.again
+            ),
             stop=tenacity.stop_after_attempt(self._retries + 1),
             wait=_wait,
             sleep=anyio.sleep,
@@ -262,7 +308,10 @@ class Endpoint:
         self.requests += 1
         path, text = "completions", {"prompt": prompt}
         if self._chat:
-            path, text = "chat/completions", {"messages": [{"role": "user", "content": CHAT_PREFIX + prompt}]}
+            path, text = (
+                "chat/completions",
+                {"messages": [{"role": "user", "content": CHAT_PREFIX + prompt}]},
+            )
         answer = await self._exchange("POST", path, {"model": self._model} | text | options)
         try:
             self.usage.prompt_tokens += _count(answer, "prompt_tokens")
@@ -275,10 +324,16 @@ class Endpoint:
         """Send one request; return the JSON value of its answer, or raise Failure."""
         data = bytearray()
         # ASCII, since a prompt may hold what UTF-8 cannot.
-        content, headers = (json.dumps(body).encode(), {"Content-Type": "application/json"}) if body else (None, None)
+        content, headers = (
+            (json.dumps(body).encode(), {"Content-Type": "application/json"})
+            if body
+            else (None, None)
+        )
         try:
             with anyio.fail_after(self._timeout):
-                async with self._client.stream(method, path, content=content, headers=headers) as response:
+                async with self._client.stream(
+                    method, path, content=content, headers=headers
+                ) as response:
                     async for block in response.aiter_raw():
                         data += block
                         if len(data) > MAX_ANSWER_BYTES:
@@ -307,10 +362,12 @@ class Endpoint:
         return Failure(f"HTTP {status}", _readable(str(said or "")), status, again, wait)
 
     def _parse(self, data):
-        """Return the JSON value of an answer; raise Failure if there is none or if it repeats the key."""
+        """Return the JSON value of an answer; raise Failure if it has none or repeats the key."""
         try:
             answer = json.loads(bytes(data))
-            repeats = len(self._key) >= MIN_SECRET and json.dumps(self._key)[1:-1] in json.dumps(answer)
+            repeats = len(self._key) >= MIN_SECRET and json.dumps(self._key)[1:-1] in json.dumps(
+                answer
+            )
         except MALFORMED:
             raise Failure("an answer that is not JSON") from None
         if repeats:
@@ -321,7 +378,11 @@ class Endpoint:
         options = {"max_tokens": 1, "temperature": 0.0}
         if not self._listed:
             return options
-        return options | ({"logprobs": True, "top_logprobs": self._listed} if self._chat else {"logprobs": self._listed})
+        return options | (
+            {"logprobs": True, "top_logprobs": self._listed}
+            if self._chat
+            else {"logprobs": self._listed}
+        )
 
     def _spent(self) -> str:
         """Return which budget is spent, "" if none."""
@@ -351,7 +412,10 @@ def _address(url: str) -> str:
         raise UserError("--llm-url is no address: give one like http://host:8000/v1") from None
     # Not shown: what is refused here may be a secret.
     if address.userinfo or address.query or address.fragment:
-        raise UserError(f"--llm-url takes no user, password or query: set the key by the environment variable {KEY_VARIABLES[0]}")
+        raise UserError(
+            "--llm-url takes no user, password or query: "
+            f"set the key by the environment variable {KEY_VARIABLES[0]}"
+        )
     if address.scheme not in ("http", "https") or not address.host:
         raise UserError("--llm-url is no http or https address: give one like http://host:8000/v1")
     return str(address.copy_with(path=address.path.rstrip("/") or "/v1"))
@@ -362,19 +426,29 @@ def _key() -> str:
     for variable in KEY_VARIABLES:
         key = os.environ.get(variable, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise UserError(f"the environment variable {variable} holds characters that no key has: set it anew")
+            raise UserError(
+                f"the environment variable {variable} holds characters that no key has: set it anew"
+            )
         if key:
             return key
     return ""
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Return the seconds before the next try: what the server asks for, and on top a draw under a doubling bound."""
-    return state.outcome.exception().wait + tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state)
+    """Return the seconds before the next try: what the server asks for, and a draw on top.
+
+    The bound of the draw doubles.
+    """
+    return state.outcome.exception().wait + tenacity.wait_random_exponential(
+        multiplier=FIRST_WAIT, max=LONGEST_WAIT
+    )(state)
 
 
 def _retry_after(value: str | None) -> float:
-    """Return the seconds that a Retry-After header asks for, as a number or an HTTP date; at most LONGEST_WAIT, 0 for none."""
+    """Return the seconds that a Retry-After header asks for, at most LONGEST_WAIT; 0 for none.
+
+    The header is a number or an HTTP date.
+    """
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -402,7 +476,7 @@ def _file_name(name: str) -> str:
 
 
 def _introduction(answer) -> tuple[str, bool]:
-    """Return a server's own name for the model, "" if it tells none, and whether it gives log-probabilities."""
+    """Return a server's name for the model, "" for none, and whether it gives log-probabilities."""
     told = answer.get("model")
     return told if isinstance(told, str) else "", answer["choices"][0].get("logprobs") is not None
 
@@ -418,17 +492,22 @@ def _text(answer, stop: Sequence[str]) -> str:
 
 
 def _yes_no(answer) -> tuple[float, float]:
-    """Return the log-probabilities of yes and no, as far as they are among the first tokens that the answer lists."""
+    """Return the log-probabilities of yes and no among the first tokens that the answer lists."""
     told = answer["choices"][0]["logprobs"]
     if "content" in told:  # chat, and llama.cpp
-        listed = [(token["token"], token["logprob"]) for token in told["content"][0]["top_logprobs"]]
+        listed = [
+            (token["token"], token["logprob"]) for token in told["content"][0]["top_logprobs"]
+        ]
     else:
         listed = list(told["top_logprobs"][0].items())
     if not all(-math.inf < p < 0.01 for _, p in listed):
         raise ValueError("no log-probabilities")
     # A word that is not listed is at most as likely as the last that is.
     least = min(p for _, p in listed)
-    found = ([p for token, p in listed if token.strip().lower() == word] or [least] for word in ("yes", "no"))
+    found = (
+        [p for token, p in listed if token.strip().lower() == word] or [least]
+        for word in ("yes", "no")
+    )
     yes, no = (round(float(np.logaddexp.reduce(ps)), DECIMALS) for ps in found)
     return yes, no
 

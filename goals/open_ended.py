@@ -1,18 +1,16 @@
-"""The paper's open-ended form of asking: a prompt that shows lists of suggestions, and its reader."""
+"""The paper's open-ended form of asking: a prompt that shows lists of goals, and its reader."""
 
-import hashlib
 import os
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from goals.language_models import LanguageModel
+from goals.model import LanguageModel
+from goals.prompts import load_prompt, newest_version
 from goals.sentence_encoder import normalise_goal
 from lab.errors import UserError
+from worlds.world import World
 
-PROMPTS = Path(__file__).parent.parent / "prompts"
 MAX_GOALS = 20
 MAX_GOAL_LENGTH = 60  # characters
 MAX_LINE_LENGTH = 200  # characters; nothing of a longer line is worth reading
@@ -26,35 +24,64 @@ STOP = ("\n\n",)
 class OpenEnded:
     """The form as the service sees it: a scene's sentence is the question, a list the answer.
 
-    With `votes` above 1 each scene is answered so often, each time drawn with another seed, and a goal counts if more than half of
-    the lists name it. prompts: the prompt's hash by name; prompt_hash and parameters are part of the stores' key. Raises UserError
-    as `load_prompt`, or if votes could not differ.
+    With `votes` above 1 each scene is answered so often, each time drawn with another seed, and a
+    goal counts if more than half of the lists name it. prompts: the prompt's hash by name;
+    prompt_hash and parameters are part of the stores' key. Raises UserError as `load_prompt`, or if
+    votes could not differ.
     """
 
-    def __init__(self, world, prompt: str | os.PathLike | None = None, max_tokens=64, temperature=0.0, seed=0, votes=1):
-        self._template, self.prompt_hash = load_prompt(prompt or PROMPTS / f"{world.name}_open_v2.txt")
+    def __init__(
+        self,
+        world: World,
+        prompt: str | os.PathLike | None = None,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        votes: int = 1,
+    ):
+        file = prompt or newest_version(world.prompts / f"{world.name}_open")
+        self._template, self.prompt_hash = load_prompt(file)
         self.prompts = {"open": self.prompt_hash}
-        self.parameters = {"max_tokens": max_tokens, "stop": list(STOP), "temperature": temperature}
+        self.parameters = {
+            "max_tokens": max_tokens,
+            "stop": list(STOP),
+            "temperature": temperature,
+        }
         if votes > 1 and not temperature > 0:
-            raise UserError(f"--votes {votes} without --temperature would draw {votes} times the same: give --temperature 0.7")
+            raise UserError(
+                f"--votes {votes} without --temperature would draw {votes} times the same: "
+                "give --temperature 0.7"
+            )
         if temperature > 0:
             self.parameters["seed"] = seed
         if votes > 1:
             self.parameters["votes"] = votes
         self._seed, self._votes = seed, votes
 
-    def prepare(self, answers: Callable) -> None:
+    def prepare(self, answers: Callable[..., dict[str, str]]) -> None:
         """Ask beforehand what the form needs to read answers: nothing."""
 
     def ask(self, model: LanguageModel, questions: Sequence[str]) -> list[str | None]:
-        """Return the raw answers, None where there is none; several votes stand one under the other, a blank line between."""
-        prompts = [render(self._template, question) for question in questions]
+        """Return the raw answers, None where there is none.
+
+        Several votes stand one under the other, a blank line between.
+        """
+        prompts = [self._template.substitute(scene=question) for question in questions]
         max_tokens, temperature = self.parameters["max_tokens"], self.parameters["temperature"]
         votes = [
-            model.generate(prompts, max_tokens=max_tokens, stop=STOP, temperature=temperature, seed=self._seed + vote)
+            model.generate(
+                prompts,
+                max_tokens=max_tokens,
+                stop=STOP,
+                temperature=temperature,
+                seed=self._seed + vote,
+            )
             for vote in range(self._votes)
         ]
-        return [None if None in answers else STOP[0].join(answers) for answers in zip(*votes, strict=True)]
+        return [
+            None if None in answers else STOP[0].join(answers)
+            for answers in zip(*votes, strict=True)
+        ]
 
     def goals(self, raw: str) -> tuple[str, ...]:
         """Read an answer as `parse_goals`, several votes as what more than half of them say."""
@@ -64,37 +91,11 @@ class OpenEnded:
         return tuple(goal for goal, count in votes.items() if 2 * count > self._votes)
 
 
-def load_prompt(path: str | os.PathLike, placeholders: Sequence[str] = ("scene",)) -> tuple[string.Template, str]:
-    """Read a prompt file; return its template and the first 16 hex digits of the SHA-256 of its bytes.
-
-    White space at the file's end is not part of the prompt. Raises UserError if there is no such file or its
-    placeholders are not exactly those given, in alphabetical order.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-        template = string.Template(content.decode("utf-8").replace("\r\n", "\n").rstrip())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        folder = path.parent if any(path.parent.glob("*_v*.txt")) else PROMPTS
-        there = ", ".join(sorted(p.name for p in folder.glob("*_v*.txt")))
-        raise UserError(f"prompt {path} cannot be read ({reason}); in {folder} there are {there}") from error
-    if not template.is_valid() or sorted(set(template.get_identifiers())) != list(placeholders):
-        names = " and ".join(f"${name}" for name in placeholders)
-        raise UserError(f"prompt {path} must have {names} and no other placeholder; write a dollar sign as $$")
-    return template, hashlib.sha256(content).hexdigest()[:16]
-
-
-def render(template: string.Template, scene: str) -> str:
-    """Put a scene's sentence into a prompt."""
-    return template.substitute(scene=scene)
-
-
 def parse_goals(raw: str) -> tuple[str, ...]:
-    """Read the goals of an answer, in order, each once, in their normal form; any text is an answer.
+    """Read the goals of an answer, in order, each once, in normal form; any text is an answer.
 
-    The answer is the rest of a list whose first bullet ended the prompt, or a list with a bullet or a number
-    on each line. The list ends at the first line without one.
+    The answer is the rest of a list whose first bullet ended the prompt, or a list with a bullet or
+    a number on each line. The list ends at the first line without one.
     """
     if len(raw) > MAX_ANSWER_LENGTH:
         raw = raw[:MAX_ANSWER_LENGTH].rpartition("\n")[0]

@@ -11,10 +11,15 @@ MISSING = -LARGEST - 1
 
 
 def pack_scores(scores: Sequence[float]) -> str:
-    """Write scores [n] in nats, NaN for a missing one, as base64 of little-endian int16 hundredths; beyond 327 they are cut off."""
+    """Write scores [n] in nats, NaN for a missing one, as base64 of little-endian int16 hundredths.
+
+    Beyond 327 they are cut off.
+    """
     values = np.asarray(scores, np.float64)
     hundredths = (np.clip(values, -LARGEST * UNIT, LARGEST * UNIT) / UNIT).round()
-    return base64.b64encode(np.where(np.isnan(values), MISSING, hundredths).astype("<i2").tobytes()).decode()
+    return base64.b64encode(
+        np.where(np.isnan(values), MISSING, hundredths).astype("<i2").tobytes()
+    ).decode()
 
 
 def unpack_scores(text: str) -> np.ndarray:

@@ -1,11 +1,15 @@
-"""Ask a language model beforehand what runs will ask it, and keep its answers, and the captions' embeddings, in a store.
+"""Ask a language model beforehand what runs will ask it, and keep what it says in a store.
 
-    python -m goals.record --llm model.gguf --store mine.sqlite                                  the rules: some 2,100 questions
-    python -m goals.record --llm model.gguf --store mine.sqlite --form open --scenes scenes.txt  a list for each scene of a file
-    python -m goals.record --llm model.gguf --store new.sqlite --compare mine.sqlite             ask anew and compare
+    python -m goals.record --llm model.gguf --store mine.sqlite
+        the rules: some thousand questions
+    python -m goals.record --llm model.gguf --store mine.sqlite --form open --scenes scenes.txt
+        a list for each scene of a file
+    python -m goals.record --llm model.gguf --store new.sqlite --compare mine.sqlite
+        ask anew and compare
 
-Answers are stored as they come, so an interrupted recording loses at most one batch. A comparison tells how many answers differ,
-and by how much those that are scores.
+The embeddings of the world's captions and facts are kept too. Answers are stored as they come, so
+an interrupted recording loses at most one batch. A comparison says how many answers differ, and by
+how much those that are scores.
 """
 
 import dataclasses
@@ -15,17 +19,19 @@ from typing import Literal
 
 import numpy as np
 
+from goals.arguments import GoalArgs
 from goals.asking import Asker
-from goals.closed import Closed
+from goals.embeddings import Embeddings
+from goals.forms import make_form
 from goals.language_models import load_language_model
-from goals.open_ended import OpenEnded
+from goals.model import LanguageModel
 from goals.packing import unpack_scores
-from goals.rules import RulesForm, read_odds
-from goals.sentence_encoder import load_sentence_encoder
+from goals.rules import read_odds
 from goals.store import Answer, Store
 from lab.cli import run_cli
 from lab.errors import UserError
 from worlds import make_world
+from worlds.world import World, WorldArgs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,63 +51,80 @@ class Args:
     scenes: Path | None = None
     """sentences of scenes, one a line, the most important first (forms open and closed)"""
     env: str = "crafter"
-    """the world to ask about"""
+    """the world to ask about; package.module:Class names one of your own"""
     prompt: str | None = None
-    """prompt file, or folder/prefix of those of the rules; default: the world's newest in prompts/"""
+    """prompt file, or folder/prefix of those of the rules; default: the world's newest"""
     llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"
     """what computes a GGUF file"""
     llm_url: str | None = None
     """address of an OpenAI-compatible server that has the model"""
-    sentence_encoder: str = "all-MiniLM-L6-v2"
-    """embeds the captions, so that a run on the recording need not"""
+    sentence_encoder: str = GoalArgs.sentence_encoder
+    """embeds captions and facts, so that a run on the recording need not"""
     compare: Path | None = None
     """a recorded store to compare the answers with"""
 
 
 def main(args: Args) -> dict[str, float]:
-    """Ask what the store has no answer to; return what was asked and, with `compare`, how answers differ."""
-    world = make_world(args.env)
+    """Ask what the store has no answer to; return what was asked and what `compare` found."""
+    world = make_world(WorldArgs(env=args.env))
     scenes = _read_scenes(args)
     recorded = Store(args.compare, read_only=True) if args.compare else None
     model = load_language_model(args.llm, url=args.llm_url, engine=args.llm_engine)
     with Store(args.store) as store:
-        asker = Asker(model.name, store, model)
-        start = time.perf_counter()
-
-        def show(waiting):
-            rate = asker.usage.queries / max(time.perf_counter() - start, 1e-9)
-            line = f"\r{asker.usage.queries} asked, {rate:.1f} a second, {waiting} of this kind left   "
-            print(line, end="" if waiting else "\n", flush=True)
-
-        asker.on_progress = show
-        if args.form == "rules":
-            RulesForm(world, args.prompt, model.name).prepare(asker.answers)
-        else:
-            if args.form == "open":
-                form = OpenEnded(world, args.prompt)
-            else:
-                form = Closed(world, args.prompt, model.name, args.closed_scoring, args.closed_calibration)
-            form.prepare(asker.answers)
-            asker.answers(form.prompt_hash, form.parameters, scenes, form.ask)
-        encoder = load_sentence_encoder(args.sentence_encoder)
-        store.put_embeddings(encoder.name, dict(zip(world.captions, encoder.encode(world.captions), strict=True)))
-        report = {"queries": asker.usage.queries, "unanswered": asker.usage.unanswered}
+        report = record(world, args, model, store, scenes)
         if recorded:
             report |= compare(store, recorded)
     model.close()
-    print(f"{model.name}: " + ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in report.items()))
+    figures = [f"{value:g} {name.replace('_', ' ')}" for name, value in report.items()]
+    print(f"{model.name}: {', '.join(figures)}")
     return report
+
+
+def record(
+    world: World, args: Args, model: LanguageModel, store: Store, scenes: list[str]
+) -> dict[str, float]:
+    """Ask a model what runs in a world will ask, and embed the world's captions and facts.
+
+    Return how much was asked, and how much was not answered.
+    """
+    asker = Asker(model.name, store, model)
+    start = time.perf_counter()
+
+    def show(waiting: int) -> None:
+        rate = asker.costs.queries / max(time.perf_counter() - start, 1e-9)
+        line = f"{asker.costs.queries} asked, {rate:.1f} a second, {waiting} of this kind left"
+        print(f"\r{line}   ", end="" if waiting else "\n", flush=True)
+
+    asker.on_progress = show
+    goal_args = GoalArgs(
+        goal_form=args.form,
+        prompt=args.prompt,
+        closed_scoring=args.closed_scoring,
+        closed_calibration=args.closed_calibration,
+    )
+    form = make_form(world, goal_args, model.name)
+    form.prepare(asker.answers)
+    if scenes:
+        asker.answers(form.prompt_hash, form.parameters, scenes, form.ask)
+    Embeddings(args.sentence_encoder, store).embed([*world.captions, *world.facts])
+    return {"queries": asker.costs.queries, "unanswered": asker.costs.unanswered}
 
 
 def compare(store: Store, recorded: Store) -> dict[str, float]:
     """Compare the answers that both stores have; raises UserError if there are none.
 
-    Returns how many both have, how many differ as texts, and the largest difference of log-odds or log-likelihoods in nats.
+    Returns how many both have, how many differ as texts, and the largest difference of log-odds or
+    log-likelihoods in nats.
     """
     old = {row[:-1]: row.answer for row in recorded.rows() if isinstance(row, Answer)}
-    pairs = [(row.answer, old[row[:-1]]) for row in store.rows() if isinstance(row, Answer) and row[:-1] in old]
+    pairs = [
+        (row.answer, old[row[:-1]])
+        for row in store.rows()
+        if isinstance(row, Answer) and row[:-1] in old
+    ]
     if not pairs:
-        raise UserError(f"{recorded.path} has none of these answers; it holds answers of {', '.join(recorded.models())}")
+        models = ", ".join(recorded.models())
+        raise UserError(f"{recorded.path} has none of these answers; it holds answers of {models}")
     scores = [(_scores(new), _scores(was)) for new, was in pairs]
     differences = [np.abs(new - was).max() for new, was in scores if len(new) == len(was) > 0]
     return {
@@ -121,12 +144,20 @@ def _read_scenes(args: Args) -> list[str]:
     if args.form == "rules":
         return []
     if args.scenes is None:
-        raise UserError(f"--form {args.form} needs --scenes: a file with one scene's sentence a line")
+        raise UserError(
+            f"--form {args.form} needs --scenes: a file with one scene's sentence a line"
+        )
     try:
-        return list(dict.fromkeys(line for line in args.scenes.read_text("utf-8").splitlines() if line.strip()))
+        return list(
+            dict.fromkeys(
+                line for line in args.scenes.read_text("utf-8").splitlines() if line.strip()
+            )
+        )
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(f"--scenes {args.scenes} cannot be read ({reason}): give a text file") from error
+        raise UserError(
+            f"--scenes {args.scenes} cannot be read ({reason}): give a text file"
+        ) from error
 
 
 if __name__ == "__main__":

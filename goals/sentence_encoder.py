@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from goals.language_models import LOADING
+from goals.model import LOADING
 from lab.errors import UserError
 
 # Every call of the network has the same number of rows, and a row's length depends on its text alone: matrix

@@ -1,8 +1,9 @@
 """A causal language model of the transformers library over rows of tokens that begin alike.
 
-What all rows begin with, the prefix, is computed once, and all rows attend to its one copy in one matrix product. Of the
-library's model nothing but the attention is replaced. Letters: B rows, N new tokens of each, S tokens of the prefix, O own keys
-of a row (all but the prefix's), H heads, K key heads, E size of a head, V vocabulary, C candidates.
+What all rows begin with, the prefix, is computed once, and all rows attend to its one copy in one
+matrix product. Of the library's model nothing but the attention is replaced. Letters: B rows, N new
+tokens of each, S tokens of the prefix, O own keys of a row (all but the prefix's), H heads, K key
+heads, E size of a head, V vocabulary, C candidates.
 """
 
 import dataclasses
@@ -15,8 +16,12 @@ from lab.errors import UserError
 
 ATTENTION = "ellm_shared_prefix"
 TOKENS_AT_ONCE = 512  # more make no product faster, but outgrow a processor's cache
-TOLERANCE = 0.2  # of the sum of differences between two distributions; rounding to bfloat16 makes 0.03
-REFUSAL = "the attention of this model is of a kind not known here: serve the model and give --llm-url"
+TOLERANCE = (
+    0.2  # of the sum of differences between two distributions; rounding to bfloat16 makes 0.03
+)
+REFUSAL = (
+    "the attention of this model is of a kind not known here: serve the model and give --llm-url"
+)
 
 Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
@@ -29,7 +34,9 @@ class Step:
     visible: torch.Tensor  # bool [B, N, O], which own keys a new token sees
     depths: torch.Tensor  # int64 [B, N], places of the new tokens after the prefix
     own_depths: torch.Tensor  # int64 [B, O]
-    keep: Callable[[int, torch.Tensor, torch.Tensor], Keys]  # a layer's new keys and values [B, K, N, E] to all own [B, K, O, E]
+    keep: Callable[
+        [int, torch.Tensor, torch.Tensor], Keys
+    ]  # a layer's new keys and values [B, K, N, E] to all own [B, K, O, E]
     masks: dict[tuple[int | None, int], torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def mask(self, window: int | None, times: int) -> torch.Tensor:
@@ -39,7 +46,9 @@ class Step:
         """
         if (window, times) not in self.masks:
             size = next(iter(self.prefix.values()))[1].shape[1] if self.prefix else 0
-            prefix_depths = torch.arange(-size, 0, device=self.depths.device).expand(len(self.depths), size)
+            prefix_depths = torch.arange(-size, 0, device=self.depths.device).expand(
+                len(self.depths), size
+            )
             key_depths = torch.cat([prefix_depths, self.own_depths], 1)
             visible = torch.cat([self.visible.new_ones(*self.depths.shape, size), self.visible], 2)
             if window is not None:
@@ -49,8 +58,23 @@ class Step:
         return self.masks[window, times]
 
 
-def attend(module, query, key, value, attention_mask, scaling, step: Step, sliding_window=None, softcap=None, s_aux=None, **_):
-    """Attend to the prefix and to own keys, [B, H, N, E] -> [B, N, H, E]; called by the library's layers."""
+def attend(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling,
+    step: Step,
+    sliding_window=None,
+    softcap=None,
+    s_aux=None,
+    **_,
+):
+    """Attend to the prefix and to own keys, [B, H, N, E] -> [B, N, H, E].
+
+    The library's layers call it.
+    """
     if softcap is not None or s_aux is not None:
         raise ValueError("scores are capped or there are attention sinks")
     key, value = step.keep(module.layer_idx, key, value)
@@ -85,8 +109,9 @@ def only_new(layer: int, key: torch.Tensor, value: torch.Tensor) -> Keys:
 class SharedPrefixModel:
     """Compute next-token logits of rows that continue the prefix.
 
-    sample: tokens of some text, on which `model` must say the same before and after its attention is replaced; raises
-    UserError if it does not. `tokens_computed` counts tokens of prefixes and rows, without padding.
+    sample: tokens of some text, on which `model` must say the same before and after its attention
+    is replaced; raises UserError if it does not. `tokens_computed` counts tokens of prefixes and
+    rows, without padding.
     """
 
     def __init__(self, model: transformers.PreTrainedModel, sample: Sequence[int]):
@@ -116,7 +141,10 @@ class SharedPrefixModel:
 
             self.forward(*self.align([chunk]), keep=note)
             for layer, (key, value) in self._keys.items():
-                new[layer] = torch.cat([key, new[layer][0]], 2), torch.cat([value, new[layer][1]], 1)
+                new[layer] = (
+                    torch.cat([key, new[layer][0]], 2),
+                    torch.cat([value, new[layer][1]], 1),
+                )
             self._prefix, self._keys = tuple(prefix[: start + len(chunk)]), new
             self.tokens_computed += len(chunk)
 
@@ -124,36 +152,54 @@ class SharedPrefixModel:
     def _replace_attention(self, sample) -> bool:
         """Tell whether the model is still the same."""
         half = len(sample) // 2
-        expected = self.model(input_ids=torch.tensor([sample], device=self.device), use_cache=False).logits[:, half:]
+        expected = self.model(
+            input_ids=torch.tensor([sample], device=self.device), use_cache=False
+        ).logits[:, half:]
         self.model.set_attn_implementation(ATTENTION)
         self.set_prefix(sample[:half])
         found = self.forward(*self.align([sample[half:]]), num_logits=len(sample) - half)
         difference = (found.float().softmax(-1) - expected.float().softmax(-1)).abs().sum(-1).mean()
-        return len(self._keys) == self.model.config.get_text_config().num_hidden_layers and bool(difference < TOLERANCE)
+        return len(self._keys) == self.model.config.get_text_config().num_hidden_layers and bool(
+            difference < TOLERANCE
+        )
 
     def rows_at_once(self, tokens: int) -> int:
         """Return how many rows of so many tokens are best computed together."""
         return max(TOKENS_AT_ONCE // tokens, 1)
 
-    def align(self, rests: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pad rows in front: return tokens int64 [B, N], visible bool [B, N, N] and depths int64 [B, N] of `Step`."""
+    def align(
+        self, rests: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pad rows in front: return tokens int64 [B, N], and visible and depths of `Step`."""
         width = max(map(len, rests))
         pads = torch.tensor([width - len(rest) for rest in rests], device=self.device)[:, None]
-        tokens = torch.tensor([[0] * (width - len(rest)) + list(rest) for rest in rests], device=self.device)
+        tokens = torch.tensor(
+            [[0] * (width - len(rest)) + list(rest) for rest in rests], device=self.device
+        )
         places = torch.arange(width, device=self.device)
         # Padding sees itself, for a softmax over nothing is undefined.
-        visible = (places[:, None] >= places) & (places >= pads)[:, None] | torch.eye(width, dtype=torch.bool, device=self.device)
+        visible = (places[:, None] >= places) & (places >= pads)[:, None] | torch.eye(
+            width, dtype=torch.bool, device=self.device
+        )
         return tokens, visible, places - pads
 
     @torch.inference_mode()
-    def forward(self, tokens, visible, depths, own_depths=None, keep=only_new, num_logits: int = 1) -> torch.Tensor:
-        """Compute new tokens, int64 [B, N]; return the logits after the last of each row, [B, num_logits, V].
+    def forward(
+        self, tokens, visible, depths, own_depths=None, keep=only_new, num_logits: int = 1
+    ) -> torch.Tensor:
+        """Compute new tokens, int64 [B, N]; return the last logits of each row, [B, num_logits, V].
 
         visible, depths, own_depths (of the new tokens if None) and keep: see Step.
         """
         step = Step(self._keys, visible, depths, depths if own_depths is None else own_depths, keep)
         positions = (depths + len(self._prefix)).clamp(min=0)
-        return self.model(input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=num_logits, step=step).logits
+        return self.model(
+            input_ids=tokens,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=num_logits,
+            step=step,
+        ).logits
 
     def next_logits(self, rests: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the logits after each rest, [B, V]."""
@@ -165,9 +211,16 @@ class SharedPrefixModel:
         tokens, visible, depths = self.align(rests)
         rows, width, nodes = len(rests), tokens.shape[1], len(tree.inner) - 1
         self.tokens_computed += sum(map(len, rests)) + rows * nodes
-        # The tree's nodes stand after each row, and see the row's real tokens and their own ancestors.
+        # The tree's nodes stand after each row, and see the row's real tokens and their own
+        # ancestors.
         tokens = torch.cat([tokens, tree.tokens.to(self.device).expand(rows, nodes)], 1)
-        below = torch.cat([visible[:, -1:].expand(rows, nodes, width), tree.visible.to(self.device).expand(rows, nodes, nodes)], 2)
+        below = torch.cat(
+            [
+                visible[:, -1:].expand(rows, nodes, width),
+                tree.visible.to(self.device).expand(rows, nodes, nodes),
+            ],
+            2,
+        )
         visible = torch.cat([torch.nn.functional.pad(visible, (0, nodes)), below], 1)
         depths = torch.cat([depths, depths[:, -1:] + tree.depths.to(self.device)], 1)
         logits = self.forward(tokens, visible, depths, num_logits=nodes + 1)
@@ -175,11 +228,16 @@ class SharedPrefixModel:
 
 
 class GrowingRows:
-    """Rows that grow token by token in a fixed number of slots; a slot is used again when its row is done."""
+    """Rows that grow token by token in a fixed number of slots.
+
+    A slot is used again when its row is done.
+    """
 
     def __init__(self, model: SharedPrefixModel, num_slots: int, capacity: int):
         self.model, self.num_slots, self.capacity = model, num_slots, capacity
-        self._keys: dict[int, Keys] = {}  # of each layer, [slots, K, capacity, E], made when first written
+        self._keys: dict[
+            int, Keys
+        ] = {}  # of each layer, [slots, K, capacity, E], made when first written
         self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=model.device)
         self._pads = torch.zeros_like(self._lengths)
 
@@ -202,7 +260,10 @@ class GrowingRows:
         return self.model.forward(tokens, visible, depths, keep=keep)[:, -1]
 
     def advance(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Append a token to the row of every slot (any to one without); return the logits after it, [slots, V]."""
+        """Append a token to the row of every slot; return the logits after it, [slots, V].
+
+        A slot without a row takes any token.
+        """
         rows = torch.arange(self.num_slots, device=self.model.device)
         own = torch.arange(self.capacity, device=self.model.device)
         places, pads = self._lengths[:, None], self._pads[:, None]
@@ -228,9 +289,10 @@ class GrowingRows:
 
 
 class TokenTree:
-    """Candidates whose first tokens are alike share them; only tokens that others follow must be computed.
+    """Candidates whose first tokens are alike share them.
 
-    inner: the token paths that some candidate goes beyond, the empty one first and parents before children.
+    Only tokens that others follow must be computed. inner: the token paths that some candidate goes
+    beyond, the empty one first and parents before children.
     """
 
     def __init__(self, candidates: Sequence[Sequence[int]]):
@@ -241,16 +303,25 @@ class TokenTree:
                 children.setdefault(path[:i], set()).add(token)
         self.inner = sorted(children, key=len)
         self._children = [sorted(children[path]) for path in self.inner]
-        edges = [(*path, token) for path, tokens in zip(self.inner, self._children, strict=True) for token in tokens]
+        edges = [
+            (*path, token)
+            for path, tokens in zip(self.inner, self._children, strict=True)
+            for token in tokens
+        ]
         # 1 where an edge, a token after its path, is part of a candidate.
         parts = [[path[: len(edge)] == edge for path in paths] for edge in edges]
         self._parts = torch.tensor(parts, dtype=torch.float64).reshape(len(edges), len(paths))
         nodes = self.inner[1:]
         self.tokens = torch.tensor([path[-1] for path in nodes], dtype=torch.int64)
         self.depths = torch.tensor([len(path) for path in nodes], dtype=torch.int64)
-        self.visible = torch.tensor([[path[: len(other)] == other for other in nodes] for path in nodes], dtype=torch.bool)
+        self.visible = torch.tensor(
+            [[path[: len(other)] == other for other in nodes] for path in nodes], dtype=torch.bool
+        )
 
     def log_likelihoods(self, logits: torch.Tensor) -> torch.Tensor:
-        """Sum up candidates, float64 [C], from the logits after each inner path, [len(inner), V]."""
-        edges = [row.float().log_softmax(-1)[tokens] for row, tokens in zip(logits, self._children, strict=True)]
+        """Sum up candidates, float64 [C], from the logits after inner paths, [len(inner), V]."""
+        edges = [
+            row.float().log_softmax(-1)[tokens]
+            for row, tokens in zip(logits, self._children, strict=True)
+        ]
         return torch.cat(edges).double().cpu() @ self._parts

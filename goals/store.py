@@ -1,7 +1,8 @@
 """What was ever answered and embedded, in one SQLite file that several runs share.
 
-Raw answers are kept and parsed when read, so a better parser needs no new query. Nothing is overwritten: the
-first answer stays. `python -m goals.store --help` shows what can be done with a store from the command line.
+Raw answers are kept and parsed when read, so a better parser needs no new query. Nothing is
+overwritten: the first answer stays. `python -m goals.store_cli --help` shows what can be done with
+a store from the command line.
 """
 
 import itertools
@@ -25,14 +26,17 @@ BUSY_SECONDS = 60.0
 KEYS_PER_QUERY = 500
 UNIT_TOLERANCE = 1e-3  # how far the length of an embedding may be from 1
 
-# Statements by schema version: MIGRATIONS[k] leads from version k to k + 1. Published ones are never edited.
+# Statements by schema version: MIGRATIONS[k] leads from version k to k + 1. Published ones are
+# never edited.
 MIGRATIONS = (
     (
         "CREATE TABLE sources (id INTEGER PRIMARY KEY, model TEXT NOT NULL, prompt TEXT NOT NULL,"
         " parameters TEXT NOT NULL, UNIQUE (model, prompt, parameters))",
-        "CREATE TABLE answers (source INTEGER NOT NULL REFERENCES sources (id), question TEXT NOT NULL,"
+        "CREATE TABLE answers (source INTEGER NOT NULL REFERENCES sources (id),"
+        " question TEXT NOT NULL,"
         " answer TEXT NOT NULL, PRIMARY KEY (source, question)) WITHOUT ROWID",
-        "CREATE TABLE embeddings (encoder TEXT NOT NULL, text TEXT NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (encoder, text))",
+        "CREATE TABLE embeddings (encoder TEXT NOT NULL, text TEXT NOT NULL, vector BLOB NOT NULL,"
+        " PRIMARY KEY (encoder, text))",
     ),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -41,7 +45,10 @@ RESTORE = "restore it from a copy, or move it away to start an empty store"
 
 
 class Answer(NamedTuple):
-    """A raw answer, and what it answers: the model's identity, the prompt's hash, the parameters as JSON, the question."""
+    """A raw answer, and what it answers.
+
+    model: its identity; prompt: its hash; parameters: as JSON.
+    """
 
     model: str
     prompt: str
@@ -61,10 +68,11 @@ class Embedding(NamedTuple):
 class Store:
     """Keep answers by (model, prompt, parameters, question) and embeddings by (encoder, text).
 
-    Any number of processes of one machine may read and write one file at once; a Store belongs to the thread that
-    opened it. The file must be on a local disk: SQLite's log cannot be shared over a network. A missing file is created
-    with its folders, unless `read_only`, which never writes into or beside the file and sees what others add. Raises
-    UserError, the file untouched, when it is not a store, is torn or locked, or was written by a newer schema.
+    Any number of processes of one machine may read and write one file at once; a Store belongs to
+    the thread that opened it. The file must be on a local disk: SQLite's log cannot be shared over
+    a network. A missing file is created with its folders, unless `read_only`, which never writes
+    into or beside the file and sees what others add. Raises UserError, the file untouched, when it
+    is not a store, is torn or locked, or was written by a newer schema.
     """
 
     def __init__(self, path: str | os.PathLike, read_only: bool = False):
@@ -76,7 +84,9 @@ class Store:
         with self._explained():
             self._open(check=True)
 
-    def get_answers(self, model: str, prompt: str, parameters: str, questions: Iterable[str]) -> dict[str, str]:
+    def get_answers(
+        self, model: str, prompt: str, parameters: str, questions: Iterable[str]
+    ) -> dict[str, str]:
         """Return the raw answers there are, keyed by question."""
         with self._explained():
             query = "SELECT id FROM sources WHERE model = ? AND prompt = ? AND parameters = ?"
@@ -84,36 +94,53 @@ class Store:
             source = self._current().execute(query, key).fetchone()
             if source is None:
                 return {}
-            rows = self._select("SELECT question, answer FROM answers WHERE source = ? AND question", source[0], questions)
+            rows = self._select(
+                "SELECT question, answer FROM answers WHERE source = ? AND question",
+                source[0],
+                questions,
+            )
             return {from_column(question): from_column(answer) for question, answer in rows}
 
-    def put_answers(self, model: str, prompt: str, parameters: str, answers: Mapping[str, str]) -> None:
-        """Add raw answers, keyed by question, in one transaction; a question that has an answer keeps it."""
-        self.add(Answer(model, prompt, parameters, question, answer) for question, answer in answers.items())
+    def put_answers(
+        self, model: str, prompt: str, parameters: str, answers: Mapping[str, str]
+    ) -> None:
+        """Add raw answers, keyed by question, in one transaction; the first one stays."""
+        self.add(
+            Answer(model, prompt, parameters, question, answer)
+            for question, answer in answers.items()
+        )
 
     def get_embeddings(self, encoder: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """Return the embeddings there are, keyed by text: float32 [E] each."""
         with self._explained():
-            rows = self._select("SELECT text, vector FROM embeddings WHERE encoder = ? AND text", to_column(encoder), texts)
+            rows = self._select(
+                "SELECT text, vector FROM embeddings WHERE encoder = ? AND text",
+                to_column(encoder),
+                texts,
+            )
             return {from_column(text): _vector(vector) for text, vector in rows}
 
     def put_embeddings(self, encoder: str, embeddings: Mapping[str, np.ndarray]) -> None:
-        """Add embeddings, keyed by text, float32 [E] each, in one transaction; the first one stays."""
+        """Add embeddings, keyed by text, float32 [E], in one transaction; the first one stays."""
         self.add(Embedding(encoder, text, vector) for text, vector in embeddings.items())
 
     def rows(self) -> Iterator[Answer | Embedding]:
         """Read all answers, then all embeddings, each kind in the order of its keys."""
         with self._reading() as connection:
-            query = "SELECT model, prompt, parameters, question, answer FROM answers JOIN sources ON id = source"
-            for row in connection.execute(f"{query} ORDER BY model, prompt, parameters, question"):
+            columns = "model, prompt, parameters, question"
+            query = f"SELECT {columns}, answer FROM answers JOIN sources ON id = source"
+            for row in connection.execute(f"{query} ORDER BY {columns}"):
                 yield Answer(*map(from_column, row))
-            for *key, vector in connection.execute("SELECT encoder, text, vector FROM embeddings ORDER BY encoder, text"):
+            for *key, vector in connection.execute(
+                "SELECT encoder, text, vector FROM embeddings ORDER BY encoder, text"
+            ):
                 yield Embedding(*map(from_column, key), _vector(vector))
 
     def add(self, rows: Iterable[Answer | Embedding]) -> dict[str, Counter[str]]:
         """Add rows in one transaction; what is there stays.
 
-        Return for "answers" and "embeddings" how many were "new", "known", or "conflicting": known with another value.
+        Return for "answers" and "embeddings" how many were "new", "known", or "conflicting": known
+        with another value.
         """
         counts = {"answers": Counter(), "embeddings": Counter()}
         sources: dict[tuple, int] = {}
@@ -127,9 +154,13 @@ class Store:
                     values = (sources[source], to_column(row.question), to_column(row.answer))
                 else:
                     table, names = "embeddings", ("encoder", "text", "vector")
-                    values = (to_column(row.encoder), to_column(row.text), np.asarray(row.vector, "<f4").tobytes())
-                insert = f"INSERT INTO {table} ({', '.join(names)}) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-                if connection.execute(insert, values).rowcount:
+                    values = (
+                        to_column(row.encoder),
+                        to_column(row.text),
+                        np.asarray(row.vector, "<f4").tobytes(),
+                    )
+                insert = f"INSERT INTO {table} ({', '.join(names)}) VALUES (?, ?, ?)"
+                if connection.execute(f"{insert} ON CONFLICT DO NOTHING", values).rowcount:
                     counts[table]["new"] += 1
                     continue
                 select = f"SELECT {names[2]} FROM {table} WHERE {names[0]} = ? AND {names[1]} = ?"
@@ -137,32 +168,44 @@ class Store:
                 counts[table]["known" if there == values[2] else "conflicting"] += 1
         return counts
 
-    def remove(self, sources: Iterable[tuple[str, str, str]], embeddings: Iterable[tuple[str, str]]) -> None:
-        """Delete all answers of sources (model, prompt, parameters), and embeddings (encoder, text); shrink the file."""
+    def remove(
+        self, sources: Iterable[tuple[str, str, str]], embeddings: Iterable[tuple[str, str]]
+    ) -> None:
+        """Delete all answers of sources, and embeddings; shrink the file.
+
+        sources: (model, prompt, parameters) each; embeddings: (encoder, text).
+        """
         with self._explained():
             with self._transaction() as connection:
                 numbers = [(_source_number(connection, source),) for source in sources]
                 connection.executemany("DELETE FROM answers WHERE source = ?", numbers)
                 connection.executemany("DELETE FROM sources WHERE id = ?", numbers)
                 keys = [tuple(map(to_column, key)) for key in embeddings]
-                connection.executemany("DELETE FROM embeddings WHERE encoder = ? AND text = ?", keys)
+                connection.executemany(
+                    "DELETE FROM embeddings WHERE encoder = ? AND text = ?", keys
+                )
             self._connection.execute("VACUUM")
 
     def pack(self) -> None:
-        """Make the file as small as it gets and its log unnecessary, so that it can be shipped; nobody else may use it."""
+        """Make the file small and its log unnecessary, to be shipped; nobody else may use it."""
         with self._explained():
             self._connection.execute("VACUUM")
             self._connection.execute("PRAGMA journal_mode = DELETE")
 
     def verify(self) -> tuple[dict[str, tuple[int, int]], Counter[str]]:
-        """Check all there is to check; return for each table how many rows there are and are fine, and all faults, counted.
+        """Check all there is to check.
 
-        Looks at SQLite's own structures, the schema, the answers' sources, the encoding of texts, and whether the
-        vectors of an encoder are of one size, finite and of unit length.
+        Returns for each table how many rows there are and are fine, and all faults, counted. Looks
+        at SQLite's own structures, the schema, the answers' sources, the encoding of texts, and
+        whether the vectors of an encoder are of one size, finite and of unit length.
         """
         rows, faults = {}, Counter()
         with self._reading() as connection, _snapshot(connection):
-            faults.update(message for (message,) in connection.execute("PRAGMA integrity_check") if message != "ok")
+            faults.update(
+                message
+                for (message,) in connection.execute("PRAGMA integrity_check")
+                if message != "ok"
+            )
             with closing(sqlite3.connect(":memory:", isolation_level=None)) as new:
                 _migrate(new)
                 if _schema(connection) != _schema(new):
@@ -178,12 +221,17 @@ class Store:
         with self._explained():
             connection = self._current()
             tables = ("sources", "answers", "embeddings")
-            return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+            return {
+                table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                for table in tables
+            }
 
     def sources(self) -> list[tuple[str, str, str]]:
         """Return the model, prompt and parameters of all answers here, sorted."""
         with self._explained():
-            query = "SELECT model, prompt, parameters FROM sources ORDER BY model, prompt, parameters"
+            query = (
+                "SELECT model, prompt, parameters FROM sources ORDER BY model, prompt, parameters"
+            )
             return [tuple(map(from_column, source)) for source in self._current().execute(query)]
 
     def models(self) -> list[str]:
@@ -193,7 +241,7 @@ class Store:
     def encoders(self) -> dict[str, int]:
         """Return the size E of the embeddings of each encoder, by its name, sorted."""
         with self._explained():
-            query = "SELECT encoder, max(length(vector)) / 4 FROM embeddings GROUP BY encoder ORDER BY encoder"
+            query = "SELECT encoder, max(length(vector)) / 4 FROM embeddings GROUP BY 1 ORDER BY 1"
             return {from_column(encoder): size for encoder, size in self._current().execute(query)}
 
     def close(self) -> None:
@@ -208,18 +256,23 @@ class Store:
 
     def _open(self, check: bool = False) -> None:
         if self.read_only:
-            # A file at rest is read as immutable: no locks, no side files. Else a writer's log is read too.
+            # A file at rest is read as immutable: no locks, no side files. Else a writer's log is
+            # read too.
             self._rest = self._wait_for_index()
             options = "mode=ro&immutable=1" if self._rest else "mode=ro&readonly_shm=1"
         else:
             options = "mode=rw"
-        self._connection = sqlite3.connect(f"{self.path.as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        self._connection = sqlite3.connect(
+            f"{self.path.as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
+        )
         try:
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:
                 raise UserError(_newer(self.path, version))
             if version < SCHEMA_VERSION and self.read_only:
-                raise UserError(f"store {self.path} has the older schema {version}: open it once for writing")
+                raise UserError(
+                    f"store {self.path} has the older schema {version}: open it once for writing"
+                )
             if check and self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise UserError(f"store {self.path} is damaged: {RESTORE}")
             if not self.read_only:
@@ -232,13 +285,18 @@ class Store:
             raise
 
     def _wait_for_index(self) -> tuple[int, ...] | None:
-        """Return the file's signature, None if a log with its index is there (both end with a writer)."""
+        """Return the file's signature; None if a log with its index is there.
+
+        Both end with a writer.
+        """
         for _ in range(10):
             rest = _signature(self.path)
             if rest or Path(f"{self.path}-shm").exists():
                 return rest
             time.sleep(0.05)
-        raise UserError(f"store {self.path} has a log (-wal) that nobody merged: open it once for writing")
+        raise UserError(
+            f"store {self.path} has a log (-wal) that nobody merged: open it once for writing"
+        )
 
     def _current(self) -> sqlite3.Connection:
         # An immutable connection takes no locks: once the file has changed, open it anew.
@@ -250,7 +308,9 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         if self.read_only:
-            raise UserError(f"store {self.path} is open for reading only: open it without read_only")
+            raise UserError(
+                f"store {self.path} is open for reading only: open it without read_only"
+            )
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
@@ -262,7 +322,10 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection for reading much; raise UserError if a file read without locks has changed meanwhile."""
+        """Give the connection for reading much.
+
+        Raises UserError if a file that is read without locks has changed meanwhile.
+        """
         with self._explained():
             connection = self._current()
             rest = self.read_only and self._rest
@@ -270,7 +333,9 @@ class Store:
                 yield connection
             finally:
                 if rest and rest != _state(self.path):
-                    raise UserError(f"store {self.path} was changed while it was read: run this again")
+                    raise UserError(
+                        f"store {self.path} was changed while it was read: run this again"
+                    )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -280,7 +345,8 @@ class Store:
             raise
         except sqlite3.DatabaseError as error:
             reason = " ".join(str(error).split())[:100]
-            # The general code, or none at all, stands for what is in the file, the others for what is around it.
+            # The general code, or none at all, stands for what is in the file, the others for what
+            # is around it.
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
             if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
                 advice = "check who uses the file, its permissions and the space left"
@@ -291,11 +357,13 @@ class Store:
         connection = self._current()
         keys = iter(dict.fromkeys(texts))
         while chunk := [to_column(text) for text in itertools.islice(keys, KEYS_PER_QUERY)]:
-            yield from connection.execute(f"{query} IN ({','.join('?' * len(chunk))})", (first, *chunk)).fetchall()
+            yield from connection.execute(
+                f"{query} IN ({','.join('?' * len(chunk))})", (first, *chunk)
+            ).fetchall()
 
 
 def to_column(text: str) -> str | bytes:
-    """Return a text as the store holds it: one with lone surrogates, which UTF-8 has not, as bytes."""
+    """Return a text as the store holds it; with lone surrogates, which UTF-8 has not, as bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -314,7 +382,7 @@ def from_column(value: str | bytes) -> str:
 
 
 def vector_fault(vector: np.ndarray, size: int) -> str | None:
-    """Say what is wrong with an embedding of an encoder whose embeddings have `size` numbers; None: nothing."""
+    """Say what is wrong with an embedding that should have `size` numbers; None: nothing."""
     if len(vector) != size:
         return f"a vector has {len(vector)} numbers, others of its encoder {size}"
     if not np.isfinite(vector).all():
@@ -326,9 +394,9 @@ def vector_fault(vector: np.ndarray, size: int) -> str | None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what is there at the end becomes `path` in one piece, never over another file.
+    """Give a path to write to; what is there at the end becomes `path` in one piece.
 
-    Raises OSError, and FileExistsError if there is something at `path`.
+    Nothing is written over. Raises OSError, and FileExistsError if there is something at `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -344,20 +412,25 @@ def _vector(value: bytes) -> np.ndarray:
 
 
 def _source_number(connection: sqlite3.Connection, source: tuple[str, str, str]) -> int:
-    """Return the number of a source (model, prompt, parameters), which is added if it is not there."""
+    """Return the number of a source (model, prompt, parameters), which is added if it is new."""
     key = tuple(map(to_column, source))
-    connection.execute("INSERT INTO sources (model, prompt, parameters) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", key)
+    connection.execute(
+        "INSERT INTO sources (model, prompt, parameters) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        key,
+    )
     query = "SELECT id FROM sources WHERE model = ? AND prompt = ? AND parameters = ?"
     return connection.execute(query, key).fetchone()[0]
 
 
 def _schema(connection: sqlite3.Connection) -> list[tuple]:
-    return connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name").fetchall()
+    return connection.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name"
+    ).fetchall()
 
 
 @contextmanager
 def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """Read one state of a store, and texts that are not UTF-8 with surrogates in place of an exception."""
+    """Read one state of a store; a text that is not UTF-8 is read with surrogates."""
     connection.execute("BEGIN")
     connection.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
     try:
@@ -371,18 +444,33 @@ def _checked_rows(connection: sqlite3.Connection) -> Iterator[tuple[str, Iterato
     """Give the tables and what is wrong with each of their rows, None for nothing."""
     sources = connection.execute("SELECT model, prompt, parameters FROM sources")
     yield "sources", (_text_fault(source) for source in sources)
-    answers = connection.execute("SELECT id, question, answer FROM answers LEFT JOIN sources ON id = source")
-    yield "answers", ("an answer has no source" if id_ is None else _text_fault(texts) for id_, *texts in answers)
+    answers = connection.execute(
+        "SELECT id, question, answer FROM answers LEFT JOIN sources ON id = source"
+    )
+    yield (
+        "answers",
+        (
+            "an answer has no source" if id_ is None else _text_fault(texts)
+            for id_, *texts in answers
+        ),
+    )
     # The most frequent size of an encoder is the last, and stays.
     query = "SELECT encoder, length(vector) / 4 FROM embeddings GROUP BY 1, 2 ORDER BY count(*)"
     sizes = dict(connection.execute(query).fetchall())
     embeddings = connection.execute("SELECT encoder, text, vector FROM embeddings")
-    yield "embeddings", (_text_fault(key) or _vector_fault(vector, sizes[key[0]]) for *key, vector in embeddings)
+    yield (
+        "embeddings",
+        (_text_fault(key) or _vector_fault(vector, sizes[key[0]]) for *key, vector in embeddings),
+    )
 
 
 def _text_fault(values: Iterable[object]) -> str | None:
     try:
-        return None if all(to_column(from_column(value)) == value for value in values) else "a text is not UTF-8"
+        return (
+            None
+            if all(to_column(from_column(value)) == value for value in values)
+            else "a text is not UTF-8"
+        )
     except sqlite3.DataError as error:
         return str(error)
 
@@ -402,7 +490,7 @@ def _newer(path: Path, version: int) -> str:
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:
-    """Return what tells states of a file at rest apart; None while a write-ahead log holds part of it."""
+    """Return what tells states of a file at rest apart; None while a log holds part of it."""
     with suppress(FileNotFoundError):  # it goes with the last writer
         if Path(f"{path}-wal").stat().st_size:
             return None
@@ -415,7 +503,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse a file that is not ours from its bytes alone, before SQLite could write to it or beside it."""
+    """Refuse a file that is not ours by its bytes, before SQLite could write to it or beside it."""
     try:
         with path.open("rb") as file:
             header = file.read(100)
@@ -423,7 +511,9 @@ def _check_header(path: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"store {path} does not exist: give the path of a recorded store") from None
     except OSError as error:
-        raise UserError(f"store {path} cannot be read ({error.strerror}): give another path") from error
+        raise UserError(
+            f"store {path} cannot be read ({error.strerror}): give another path"
+        ) from error
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
         raise UserError(f"store {path} is not an SQLite file: {RESTORE}")
     (page_size,) = struct.unpack_from(">H", header, 16)
@@ -440,12 +530,15 @@ def _check_header(path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    """Put an empty store where there is nothing; of several processes that try at once, one wins."""
+    """Put an empty store where there is nothing; of several processes that try, one wins."""
     if path.exists():
         return
     try:
         # Made aside and linked in whole: nobody ever sees half a store, and none is overwritten.
-        with new_file(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        with (
+            new_file(path) as new,
+            closing(sqlite3.connect(new, isolation_level=None)) as connection,
+        ):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")
@@ -453,21 +546,20 @@ def _create(path: Path) -> None:
             connection.execute("COMMIT")
     except FileExistsError:
         if not path.exists():
-            raise UserError(f"store {path}: {path.parent} is not a folder: give another path") from None
+            raise UserError(
+                f"store {path}: {path.parent} is not a folder: give another path"
+            ) from None
     except (OSError, sqlite3.OperationalError) as error:
         raise UserError(f"store {path} cannot be created ({error}): give another path") from error
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema up to date inside the caller's transaction; another process may just have done it."""
+    """Bring the schema up to date inside the caller's transaction.
+
+    Another process may just have done it.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number in range(version, SCHEMA_VERSION):
         for statement in MIGRATIONS[number]:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {number + 1}")
-
-
-if __name__ == "__main__":
-    from goals.store_cli import main
-
-    main()

@@ -1,23 +1,21 @@
-"""What can be done with a store from the command line: `python -m goals.store COMMAND`.
+"""What can be done with a store from the command line: `python -m goals.store_cli COMMAND`.
 
-    python -m goals.store inspect runs/store.sqlite --show 3
-    python -m goals.store merge other.sqlite --into runs/store.sqlite
-    python -m goals.store export runs/store.sqlite answers.jsonl.gz
-    python -m goals.store import answers.jsonl.gz --into runs/store.sqlite
-    python -m goals.store verify runs/store.sqlite
-    python -m goals.store prune runs/store.sqlite --drop-unknown-prompts --dry-run
+    python -m goals.store_cli inspect runs/store.sqlite --show 3
+    python -m goals.store_cli merge other.sqlite --into runs/store.sqlite
+    python -m goals.store_cli export runs/store.sqlite answers.jsonl.gz
+    python -m goals.store_cli import answers.jsonl.gz --into runs/store.sqlite
+    python -m goals.store_cli verify runs/store.sqlite
+    python -m goals.store_cli prune runs/store.sqlite --drop-unknown-prompts --dry-run
 
-A line of JSONL is one object: an answer {"model", "prompt", "parameters", "question", "answer"} or an embedding
-{"encoder", "text", "vector"}, its vector float32 numbers, little endian, in base64. A text with lone surrogates, which
-UTF-8 has not, is {"base64": its bytes}.
+A line of JSONL is one object: an answer {"model", "prompt", "parameters", "question", "answer"} or
+an embedding {"encoder", "text", "vector"}, its vector float32 numbers, little endian, in base64. A
+text with lone surrogates, which UTF-8 has not, is {"base64": its bytes}.
 """
 
 import base64
 import dataclasses
 import gzip
-import hashlib
 import json
-import re
 import sys
 import zlib
 from collections import Counter
@@ -25,11 +23,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
 
-from goals.open_ended import PROMPTS, parse_goals
+from goals.open_ended import parse_goals
+from goals.prompts import PROMPTS, prompt_hashes
 from goals.store import SCHEMA_VERSION, Answer, Embedding, Store, new_file, to_column, vector_fault
 from lab.cli import run_cli
 from lab.errors import UserError
@@ -48,11 +48,13 @@ class Inspect:
     """show so many questions of each source with their answers, evenly spread"""
     json: bool = False
     """print one JSON object"""
+    prompts: Path = PROMPTS
+    """folder of the published prompts"""
 
     def run(self) -> None:
         """Print the summary."""
         with Store(self.store, read_only=True) as store:
-            summary = summarise(store, self.show)
+            summary = summarise(store, self.show, self.prompts)
         print(json.dumps(summary) if self.json else "\n".join(_describe(summary)))
 
 
@@ -78,7 +80,7 @@ class Merge:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a store to a new file: .jsonl or .jsonl.gz to read, .sqlite to ship as a recorded store."""
+    """Write a store to a new file: .jsonl or .jsonl.gz to read, .sqlite to ship as recorded."""
 
     store: tyro.conf.Positional[Path]
     """the store to read"""
@@ -92,25 +94,39 @@ class Export:
     def run(self) -> None:
         """Write the file in one piece; equal stores give equal files."""
         kinds = {".jsonl": write_jsonl, ".jsonl.gz": write_jsonl, ".sqlite": write_store}
-        write = next((write for suffix, write in kinds.items() if self.file.name.endswith(suffix)), None)
+        write = next(
+            (write for suffix, write in kinds.items() if self.file.name.endswith(suffix)), None
+        )
         if write is None:
             raise UserError(f"{self.file} must end in {', '.join(kinds)}: give another path")
         if self.file.exists():
             raise UserError(f"{self.file} exists: give another path, or move it away")
         with Store(self.store, read_only=True) as store:
             _check_names(store, self.model, self.prompt)
-            rows = (row for row in store.rows() if isinstance(row, Embedding) or _chosen(row, self.model, self.prompt))
+            rows = (
+                row
+                for row in store.rows()
+                if isinstance(row, Embedding) or _chosen(row, self.model, self.prompt)
+            )
             try:
                 with new_file(self.file) as new:
                     written = write(new, rows)
             except OSError as error:
-                raise UserError(f"{self.file} cannot be written ({error.strerror}): give another path") from error
-        print(f"{self.file}: {_amount(written[Answer], written[Embedding])}, {self.file.stat().st_size:,} bytes")
+                raise UserError(
+                    f"{self.file} cannot be written ({error.strerror}): give another path"
+                ) from error
+        print(
+            f"{self.file}: {_amount(written[Answer], written[Embedding])}, "
+            f"{self.file.stat().st_size:,} bytes"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Add what a .jsonl or .jsonl.gz file holds to a store, where what is there stays; a bad line, and nothing is added."""
+    """Add what a .jsonl or .jsonl.gz file holds to a store, where what is there stays.
+
+    One bad line, and nothing is added.
+    """
 
     file: tyro.conf.Positional[Path]
     """the file to read"""
@@ -125,7 +141,7 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """Check a store; exit code 0: all is fine, 1: there are faults, 2: the store cannot be opened."""
+    """Check a store; exit code 0: all is fine, 1: there are faults, 2: it cannot be opened."""
 
     store: tyro.conf.Positional[Path]
     """the store"""
@@ -145,7 +161,10 @@ class Verify:
 
 @dataclasses.dataclass(frozen=True)
 class Prune:
-    """Delete from a store what is not kept, after a question; an answer goes if any option lets it go."""
+    """Delete from a store what is not kept, after a question.
+
+    An answer goes if any option lets it go.
+    """
 
     store: tyro.conf.Positional[Path]
     """the store"""
@@ -154,15 +173,18 @@ class Prune:
     keep_prompt: tuple[str, ...] = ()
     """delete the answers to prompts of other hashes"""
     drop_unknown_prompts: bool = False
-    """delete the answers to prompts that are not in prompts/"""
+    """delete the answers to prompts that are not in --prompts"""
     drop_older_prompts: bool = False
-    """delete the answers to prompts of which prompts/ has a later version"""
+    """delete the answers to prompts of which --prompts has a later version"""
     drop_orphans: bool = False
-    """delete the embeddings of texts that are not in a remaining question, nor a goal in its answer; runs compute them anew"""
+    """delete the embeddings of texts that are not in a remaining question, nor a goal in its
+    answer; runs compute them anew"""
     yes: bool = False
     """do not ask"""
     dry_run: bool = False
     """only say what would go"""
+    prompts: Path = PROMPTS
+    """folder of the published prompts"""
 
     def run(self) -> None:
         """Say what goes, ask, delete it in one transaction, and shrink the file."""
@@ -180,10 +202,14 @@ class Prune:
             print(f"{self.store}: {self.store.stat().st_size:,} bytes")
 
     def _choose(self, store: Store) -> tuple[Counter[tuple], list[tuple]]:
-        """Return the sources to delete with their numbers of answers, and the keys of the embeddings to delete."""
-        versions = prompt_versions()
+        """Return what to delete: sources with their numbers of answers, and keys of embeddings."""
+        versions = prompt_hashes(self.prompts)
         published = set(versions.values())
-        older = {versions[form, k] for form, k in versions if any(form == other and k < last for other, last in versions)}
+        older = {
+            versions[form, k]
+            for form, k in versions
+            if any(form == other and k < last for other, last in versions)
+        }
         sources, orphans, texts = Counter(), [], set()
         for row in store.rows():
             if isinstance(row, Embedding):
@@ -200,32 +226,45 @@ class Prune:
         return sources, orphans
 
 
-def summarise(store: Store, show: int = 0) -> dict:
-    """Return what a store holds, as JSON values, with `show` questions and answers of each source."""
-    files = {prompt: f"{form}_v{version}.txt" for (form, version), prompt in prompt_versions().items()}
+def summarise(store: Store, show: int = 0, prompts: Path = PROMPTS) -> dict[str, Any]:
+    """Return what a store holds, as JSON values, with `show` questions of each source."""
+    versions = prompt_hashes(prompts).items()
+    files = {prompt: f"{form}_v{version}.txt" for (form, version), prompt in versions}
     answers, embeddings = [], []
     for (kind, *key), rows in groupby(store.rows(), lambda row: (type(row), *row[:-2])):
         if kind is Embedding:
             sizes = [len(row.vector) for row in rows]
-            embeddings.append({"encoder": key[0], "embeddings": len(sizes), "size": max(sizes), "bytes": 4 * sum(sizes)})
+            embeddings.append(
+                {
+                    "encoder": key[0],
+                    "embeddings": len(sizes),
+                    "size": max(sizes),
+                    "bytes": 4 * sum(sizes),
+                }
+            )
             continue
         pairs = [(row.question, row.answer) for row in rows]
-        source = dict(zip(Answer._fields, key, strict=False)) | {"file": files.get(key[1]), "answers": len(pairs)}
-        source["bytes"] = sum(len(text.encode("utf-8", "surrogatepass")) for pair in pairs for text in pair)
+        source = dict(zip(Answer._fields, key, strict=False)) | {
+            "file": files.get(key[1]),
+            "answers": len(pairs),
+        }
+        source["bytes"] = sum(
+            len(text.encode("utf-8", "surrogatepass")) for pair in pairs for text in pair
+        )
         source["shown"] = pairs[:: max(1, len(pairs) // max(show, 1))][:show]
         answers.append(source)
     size = store.path.stat().st_size
-    return {"path": str(store.path), "schema": SCHEMA_VERSION, "bytes": size, "answers": answers, "embeddings": embeddings}
-
-
-def prompt_versions() -> dict[tuple[str, int], str]:
-    """Return the hashes of the published prompts, by form, as in "crafter_open", and version."""
-    named = ((re.fullmatch(r"(.+)_v(\d+)", path.stem), path) for path in sorted(PROMPTS.glob("*.txt")))
-    return {(name[1], int(name[2])): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in named if name}
+    return {
+        "path": str(store.path),
+        "schema": SCHEMA_VERSION,
+        "bytes": size,
+        "answers": answers,
+        "embeddings": embeddings,
+    }
 
 
 def write_store(path: Path, rows: Iterable[Answer | Embedding]) -> Counter[type]:
-    """Write rows, sorted, as a new store that needs no log beside it; return how many of each kind."""
+    """Write rows, sorted, as a new store without a log; return how many of each kind."""
     with Store(path) as store:
         counts = store.add(rows)
         store.pack()
@@ -243,7 +282,10 @@ def write_jsonl(path: Path, rows: Iterable[Answer | Embedding]) -> Counter[type]
             fields = row._asdict()
             vector = fields.pop("vector", None)
             values = {name: to_column(text) for name, text in fields.items()}
-            values = {name: {"base64": _base64(value)} if isinstance(value, bytes) else value for name, value in values.items()}
+            values = {
+                name: {"base64": _base64(value)} if isinstance(value, bytes) else value
+                for name, value in values.items()
+            }
             if vector is not None:
                 values["vector"] = _base64(vector.astype("<f4").tobytes())
             file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
@@ -252,7 +294,10 @@ def write_jsonl(path: Path, rows: Iterable[Answer | Embedding]) -> Counter[type]
 
 
 def read_jsonl(path: Path, sizes: Mapping[str, int]) -> Iterator[Answer | Embedding]:
-    """Read what `write_jsonl` wrote; `sizes` are those of known encoders. Raises UserError at the first bad line."""
+    """Read what `write_jsonl` wrote; `sizes` are those of known encoders.
+
+    Raises UserError at the first bad line.
+    """
     sizes = dict(sizes)
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
@@ -260,23 +305,31 @@ def read_jsonl(path: Path, sizes: Mapping[str, int]) -> Iterator[Answer | Embedd
                 try:
                     row = _parse(line, sizes)
                 except ValueError as error:
-                    advice = "mend the line or take it out; nothing was imported"
+                    advice = "fix the line or take it out; nothing was imported"
                     raise UserError(f"{path} line {number}: {error}: {advice}") from error
                 yield row
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}): give another file; nothing was imported") from error
+        raise UserError(
+            f"{path} cannot be read ({reason}): give another file; nothing was imported"
+        ) from error
 
 
 def _parse(line: bytes, sizes: dict[str, int]) -> Answer | Embedding:
-    """Read a line, and note the size of a new encoder's embeddings; raise ValueError if anything is wrong with it."""
+    """Read a line, and note the size of a new encoder's embeddings.
+
+    Raises ValueError if anything is wrong with it.
+    """
     try:
         fields = json.loads(line.decode())
     except (ValueError, RecursionError):
         raise ValueError("this is not JSON in UTF-8") from None
     kind = FIELDS.get(frozenset(fields)) if isinstance(fields, dict) else None
     if kind is None:
-        raise ValueError(f"an object with {' or '.join(', '.join(kind._fields) for kind in FIELDS.values())} is expected")
+        raise ValueError(
+            "an object with "
+            f"{' or '.join(', '.join(kind._fields) for kind in FIELDS.values())} is expected"
+        )
     vector = fields.pop("vector", None)
     texts = {name: _parse_text(name, value) for name, value in fields.items()}
     if kind is Answer:
@@ -314,7 +367,10 @@ def _check_names(store: Store, models: Collection[str], prompts: Collection[str]
         there = sorted({source[column] for source in store.sources()})
         for name in asked:
             if name not in there:
-                raise UserError(f"{store.path} has no answers of {word} {name}: it has {', '.join(there) or 'none'}")
+                raise UserError(
+                    f"{store.path} has no answers of {word} {name}: "
+                    f"it has {', '.join(there) or 'none'}"
+                )
 
 
 def _confirmed(question: str) -> bool:
@@ -324,19 +380,30 @@ def _confirmed(question: str) -> bool:
         raise UserError("nobody is there to confirm: give --yes") from None
 
 
-def _describe(summary: dict) -> Iterator[str]:
+def _describe(summary: dict[str, Any]) -> Iterator[str]:
     """Give the lines that show a summary to people."""
     yield f"{summary['path']}: schema {summary['schema']}, {summary['bytes']:,} bytes"
     sources = [
-        (f"{s['answers']:,}", f"{s['bytes']:,}", s["prompt"], s["file"] or "-", s["parameters"], s["model"])
+        (
+            f"{s['answers']:,}",
+            f"{s['bytes']:,}",
+            s["prompt"],
+            s["file"] or "-",
+            s["parameters"],
+            s["model"],
+        )
         for s in summary["answers"]
     ]
     yield from _table(("answers", "bytes", "prompt", "in prompts/", "parameters", "model"), sources)
-    encoders = [(f"{e['embeddings']:,}", f"{e['bytes']:,}", str(e["size"]), e["encoder"]) for e in summary["embeddings"]]
+    encoders = [
+        (f"{e['embeddings']:,}", f"{e['bytes']:,}", str(e["size"]), e["encoder"])
+        for e in summary["embeddings"]
+    ]
     yield from _table(("embeddings", "bytes", "size", "encoder"), encoders)
     for source in summary["answers"]:
         for question, answer in source["shown"]:
-            yield f"\n{_shown(source['model'])} {_shown(source['prompt'])}\n  {_shown(question)}\n  -> {_shown(answer)}"
+            yield f"\n{_shown(source['model'])} {_shown(source['prompt'])}"
+            yield f"  {_shown(question)}\n  -> {_shown(answer)}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
@@ -344,7 +411,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield ""
     for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(
+            f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
 
 
 def _shown(text: str) -> str:
@@ -360,7 +429,10 @@ def _amount(answers: int, embeddings: int) -> str:
 def _report(source: Path, counts: dict[str, Counter[str]]) -> None:
     for kind, number in counts.items():
         kept = " (what was there stays)" if number["conflicting"] else ""
-        print(f"{source}: {kind}: {number['new']:,} new, {number['known']:,} known, {number['conflicting']:,} conflicting{kept}")
+        print(
+            f"{source}: {kind}: {number['new']:,} new, {number['known']:,} known, "
+            f"{number['conflicting']:,} conflicting{kept}"
+        )
 
 
 def main() -> None:

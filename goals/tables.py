@@ -1,20 +1,32 @@
-"""What the learner needs from language, as arrays on the device: suggestions, embeddings, similarities.
+"""What the learner needs from language, as arrays on the device.
 
-Pure JAX functions over one struct; the host side (`goals.service`) fills the arrays. Axis letters: N envs, W scene words, G goals
-(a capacity, a multiple of 32), C captions, E embedding, F facts, K sets of facts, S hash slots, R rows.
+Pure JAX functions over one struct; the host side (`goals.service`) fills the arrays. Where they
+take `args` and `world`, these are static. Axis letters: T steps, N envs, W scene words, G goals (a
+capacity, a multiple of 32), C captions, E embedding, F facts, K sets of facts, S hash slots, R
+rows.
 """
+
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from goals.arguments import GoalArgs, TextArgs
+from worlds.world import World
+
+Tree = TypeVar("Tree")
+
 NUM_PROBES = 16
 
 
 @struct.dataclass
 class SceneTable:
-    """An open-addressing hash from packed scenes to rows: slots [S] int32 (a row or -1), keys [R, W] uint32."""
+    """An open-addressing hash from packed scenes to rows.
+
+    slots: [S] int32, a row or -1; keys: [R, W] uint32.
+    """
 
     slots: jax.Array
     keys: jax.Array
@@ -24,12 +36,14 @@ class SceneTable:
 class GoalTables:
     """Everything goals mean on the device; parts that a run does not use have size zero.
 
-    goal_rows, text_rows: scene tables; the first is keyed by what the prompt tells, the second by the whole scene.
-    suggested: [R, G / 32] uint32, the goals suggested for a row; answered: [R] bool, False where nobody has answered.
-    sensible: [G] bool; needs: [G, W] uint32, facts that must all hold; alternatives: [G, K, W] uint32, sets of facts, of each of
-    which one must hold; any_of: [G, W] uint32, facts of which one must hold by the world's word (no bits: no condition).
-    embeddings: [G, E] float32 unit vectors; similarity: [G, C] float32, cosine of goal and caption, the caption "nothing" at 0.
-    text_embeddings: [R, E] float32, of the whole caption of a scene; fact_embeddings: [F, E] float32.
+    goal_rows, text_rows: scene tables; the first is keyed by what the prompt tells, the second by
+    the whole scene. suggested: [R, G / 32] uint32, the goals suggested for a row; answered: [R]
+    bool, False where nobody has answered. sensible: [G] bool; needs: [G, W] uint32, facts that must
+    all hold; alternatives: [G, K, W] uint32, sets of facts, of each of which one must hold; any_of:
+    [G, W] uint32, facts of which one must hold by the world's word (no bits: no condition).
+    embeddings: [G, E] float32 unit vectors; similarity: [G, C] float32, cosine of goal and caption,
+    the caption "nothing" at 0. text_embeddings: [R, E] float32, of the whole caption of a scene;
+    fact_embeddings: [F, E] float32.
     """
 
     goal_rows: SceneTable
@@ -46,6 +60,7 @@ class GoalTables:
     fact_embeddings: jax.Array
 
 
+# LOOK UP
 def hash_scenes(scenes):
     """Mix scenes [..., W] uint32 into [...] uint32; the same for numpy and JAX arrays."""
     hashed = (scenes[..., 0] & np.uint32(0)) + np.uint32(0x9E3779B9)
@@ -57,18 +72,21 @@ def hash_scenes(scenes):
 
 
 def lookup(table: SceneTable, scenes: jax.Array) -> jax.Array:
-    """Find scenes [..., W] uint32 in the table; return rows [...] int32, -1 where the scene is unknown."""
-    first = (hash_scenes(scenes) & np.uint32(table.slots.shape[0] - 1)).astype(jnp.int32)
-    probes = (first[..., None] + np.arange(NUM_PROBES, dtype=np.int32).reshape((1,) * first.ndim + (-1,))) % table.slots.shape[0]
+    """Find scenes [..., W] uint32; return rows [...] int32, -1 where the scene is unknown."""
+    num_slots = table.slots.shape[0]
+    first = (hash_scenes(scenes) & np.uint32(num_slots - 1)).astype(jnp.int32)
+    steps = np.arange(NUM_PROBES, dtype=np.int32).reshape((1,) * first.ndim + (-1,))
+    probes = (first[..., None] + steps) % num_slots
     rows = table.slots[probes]
     equal = (table.keys[rows] == scenes[..., None, :]).all(-1) & (rows >= 0)
     return jnp.max(jnp.where(equal, rows, -1), axis=-1)
 
 
 class SceneIndex:
-    """The host's side of a `SceneTable`: rows are handed out in order of arrival, capacity grows by doubling.
+    """The host's side of a `SceneTable`: rows are handed out in order of arrival.
 
-    keys: [n, W] uint32, row i holds key i. A capacity of `rows` rows has at least twice as many slots.
+    keys: [n, W] uint32, row i holds key i. Capacity grows by doubling; there are at least twice as
+    many slots as rows.
     """
 
     def __init__(self, num_words: int, row_capacity: int = 2048):
@@ -117,7 +135,8 @@ class SceneIndex:
 def pack_bits(bits: jax.Array) -> jax.Array:
     """Pack bits [..., 32 * n] bool into words [..., n] uint32, lowest bit first."""
     grouped = bits.reshape(*bits.shape[:-1], -1, 32).astype(jnp.uint32)
-    weights = np.left_shift(np.uint32(1), np.arange(32, dtype=np.uint32)).reshape((1,) * (grouped.ndim - 1) + (32,))
+    weights = np.left_shift(np.uint32(1), np.arange(32, dtype=np.uint32))
+    weights = weights.reshape((1,) * (grouped.ndim - 1) + (32,))
     return jnp.sum(grouped * weights, axis=-1, dtype=jnp.uint32)
 
 
@@ -128,52 +147,128 @@ def unpack_bits(words: jax.Array) -> jax.Array:
     return bits.astype(bool).reshape(*words.shape[:-1], -1)
 
 
+# SUGGEST
+def suggest(
+    args: GoalArgs,
+    world: World,
+    tables: GoalTables,
+    key: jax.Array | None,
+    states: Any,
+    scenes: jax.Array,
+) -> jax.Array:
+    """Return the goals suggested in the scenes [N, W] uint32 as [N, G] bool.
+
+    states are read by the oracle alone, key by uniform alone. For grounded and novelty the tables
+    hold trivial rules: the thing is at hand, or nothing at all.
+    """
+    num_goals = tables.sensible.shape[0]
+    if args.goal_source == "oracle":
+        goals = jax.vmap(world.oracle)(states)
+        return jnp.pad(goals, ((0, 0), (0, num_goals - goals.shape[1])))
+    if args.goal_source == "uniform":
+        shape = scenes.shape[0], args.uniform_goals
+        drawn = jax.random.randint(key, shape, 1, len(world.captions))
+        return jax.nn.one_hot(drawn, num_goals, dtype=bool).any(1)
+    if args.per_scene:
+        packed = suggest_by_scene(tables, world.prompt_mask(args.prompt_scope), scenes)[0]
+        goals = unpack_bits(packed)
+        return goals & is_grounded(tables, scenes) if args.grounding else goals
+    return suggest_by_rules(tables, scenes)
+
+
 def is_grounded(tables: GoalTables, scenes: jax.Array) -> jax.Array:
-    """Tell which goals have one of the facts they must have one of, in scenes [N, W] uint32; return [N, G] bool."""
+    """Return which goals have one of the facts they must have one of, [N, G] bool.
+
+    scenes: [N, W] uint32.
+    """
     any_of = tables.any_of[None]
     return ((scenes[:, None] & any_of) != 0).any(-1) | (any_of == 0).all(-1)
 
 
 def suggest_by_rules(tables: GoalTables, scenes: jax.Array) -> jax.Array:
-    """Suggest each sensible goal whose needs hold in the scenes [N, W] uint32; return [N, G] bool."""
+    """Suggest each sensible goal whose needs hold in scenes [N, W] uint32; return [N, G] bool."""
     needs, sets = tables.needs[None], tables.alternatives[None]
     has_all = ((scenes[:, None] & needs) == needs).all(-1)
     has_each = (((scenes[:, None, None] & sets) != 0).any(-1) | (sets == 0).all(-1)).all(-1)
     return tables.sensible[None] & has_all & has_each & is_grounded(tables, scenes)
 
 
-def refute_needs(tables: GoalTables, captions: jax.Array, scenes: jax.Array) -> jax.Array:
-    """Find the needs that goals, here the captions [...] int32 themselves, were reached without in scenes [..., W] uint32.
+def suggest_by_scene(
+    tables: GoalTables, prompt_mask: np.ndarray, scenes: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Look up what was suggested for what the prompt tells of scenes [..., W] uint32.
 
-    Returns them, and alternatives of which not one was there, as [G, W] uint32. A caption proves no more than it says: one of an
-    attempt says only that the thing was at hand.
+    Returns suggestions [..., G / 32] uint32, packed, and rows [...] int32 (-1: nobody was asked
+    yet, nothing is suggested).
+    """
+    told = scenes & prompt_mask.reshape((1,) * (scenes.ndim - 1) + (-1,))
+    rows = lookup(tables.goal_rows, told)
+    return jnp.where((rows >= 0)[..., None], tables.suggested[rows], 0), rows
+
+
+def is_known(
+    args: TextArgs, prompt_mask: np.ndarray, tables: GoalTables, scenes: jax.Array
+) -> jax.Array:
+    """Return in which scenes [..., W] uint32 the run need not wait for anything, [...] bool."""
+    known = jnp.ones(scenes.shape[:-1], bool)
+    if args.text_observation == "caption":
+        known &= lookup(tables.text_rows, scenes) >= 0
+    if args.waits_for_goals:
+        known &= suggest_by_scene(tables, prompt_mask, scenes)[1] >= 0
+    return known
+
+
+def share_unanswered(
+    args: TextArgs, prompt_mask: np.ndarray, tables: GoalTables, scenes: jax.Array
+) -> jax.Array:
+    """Return the share of scenes [T, N, W] for which no language model has answered, float32 []."""
+    if not args.per_scene:
+        return jnp.zeros(())
+    rows = suggest_by_scene(tables, prompt_mask, scenes)[1]
+    return 1.0 - (tables.answered[rows] & (rows >= 0)).mean()
+
+
+# EVIDENCE
+def refute_needs(tables: GoalTables, captions: jax.Array, scenes: jax.Array) -> jax.Array:
+    """Find the needs that goals, here the captions themselves, were reached without.
+
+    captions: [...] int32, of what was done in scenes [..., W] uint32. Returns the needs, and
+    alternatives of which not one was there, as [G, W] uint32. A caption proves no more than it
+    says: one of an attempt says only that the thing was at hand.
     """
     num_goals, num_words = tables.needs.shape
     captions, scenes = captions.reshape(-1), scenes.reshape(-1, num_words)
     missing, sets = tables.needs[captions] & ~scenes, tables.alternatives[captions]
     has_none = ((sets & scenes[:, None]) == 0).all(-1, keepdims=True)
     missing |= jnp.bitwise_or.reduce(jnp.where(has_none, sets, 0), axis=1)
-    return pack_bits(jnp.zeros((num_goals, 32 * num_words), bool).at[captions].max(unpack_bits(missing)))
+    bits = jnp.zeros((num_goals, 32 * num_words), bool).at[captions].max(unpack_bits(missing))
+    return pack_bits(bits)
 
 
 def drop_needs(tables: GoalTables, refuted: jax.Array) -> GoalTables:
-    """Return the tables without the needs and alternatives that are refuted, [G, W] uint32 or of size zero."""
+    """Return the tables without what is refuted, needs and alternatives.
+
+    refuted: [G, W] uint32, or of size zero.
+    """
     if not refuted.size:
         return tables
-    return tables.replace(needs=tables.needs & ~refuted, alternatives=tables.alternatives & ~refuted[:, None])
+    needs, alternatives = tables.needs & ~refuted, tables.alternatives & ~refuted[:, None]
+    return tables.replace(needs=needs, alternatives=alternatives)
 
 
-def suggest_by_scene(tables: GoalTables, prompt_mask: np.ndarray, scenes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Look up what was suggested for what the prompt tells of scenes [..., W] uint32.
-
-    Returns suggestions [..., G / 32] uint32, packed, and rows [...] int32 (-1: nobody was asked yet, nothing suggested).
-    """
-    rows = lookup(tables.goal_rows, scenes & prompt_mask.reshape((1,) * (scenes.ndim - 1) + (-1,)))
-    return jnp.where((rows >= 0)[..., None], tables.suggested[rows], 0), rows
+# EMBED
+def embed_text(args: TextArgs, tables: GoalTables, scenes: jax.Array) -> jax.Array:
+    """Embed scenes [N, W] uint32 as --text-observation says, [N, E] float32, or [N, 0]."""
+    if args.text_observation == "caption":
+        rows = lookup(tables.text_rows, scenes)
+        return jnp.where((rows >= 0)[:, None], tables.text_embeddings[rows], 0.0)
+    if args.text_observation == "facts":
+        return embed_facts(tables, scenes)
+    return jnp.zeros((scenes.shape[0], 0))
 
 
 def embed_facts(tables: GoalTables, scenes: jax.Array) -> jax.Array:
-    """Embed scenes [N, W] uint32 as the normalised mean of the embeddings of their facts, [N, E] float32."""
+    """Embed scenes [N, W] uint32 as the normalised mean of their facts, [N, E] float32."""
     num_facts = tables.fact_embeddings.shape[0]
     facts = unpack_bits(scenes)[..., :num_facts].astype(jnp.float32)
     total = facts @ tables.fact_embeddings
@@ -181,6 +276,25 @@ def embed_facts(tables: GoalTables, scenes: jax.Array) -> jax.Array:
 
 
 def embed_goals(tables: GoalTables, goals: jax.Array) -> jax.Array:
-    """Embed sets of goals [N, G] bool as the mean of their embeddings, [N, E] float32; the empty set is zero."""
+    """Embed sets of goals [N, G] bool as the mean, [N, E] float32; the empty set is zero."""
     weights = goals.astype(jnp.float32)
     return weights @ tables.embeddings / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
+
+
+# GROW
+def grow_goals(tree: Tree, num_goals: int) -> Tree:
+    """Make room for goals: pad the last axis of all leaves that have one for G up to `num_goals`.
+
+    Those are the leaves called "achieved", "suggested" or "goals": [..., G] bool, or [..., G / 32]
+    uint32. What has size zero there, or is of another type, stays as it is.
+    """
+
+    def grow(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
+        if name not in ("achieved", "suggested", "goals") or not leaf.shape[-1]:
+            return leaf
+        sizes = {np.dtype(bool): num_goals, np.dtype(np.uint32): num_goals // 32}
+        more = sizes.get(leaf.dtype, 0) - leaf.shape[-1]
+        return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, more)]) if more > 0 else leaf
+
+    return jax.tree_util.tree_map_with_path(grow, tree)

@@ -1,0 +1,139 @@
+"""The options of what the policy reads in words, and of goals and who suggests them."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class TextArgs:
+    """What the policy reads in words; all that a script without goals needs of this room."""
+
+    FREE: ClassVar[tuple[str, ...]] = ("store",)  # in which a resumed command may differ
+
+    text_observation: Literal["none", "caption", "facts"] = "none"
+    """also read the scene in words: the embedded caption (the paper's), or the mean of its facts'
+    embeddings"""
+    sentence_encoder: str = "all-MiniLM-L6-v2"
+    """all-MiniLM-L6-v2, or a hub id or folder (the paper's:
+    sentence-transformers/paraphrase-MiniLM-L3-v2)"""
+    store: str = "runs/store.sqlite"
+    """answers and embeddings, shared by all runs that name the same file"""
+
+    @property
+    def per_scene(self) -> bool:
+        """Whether goals are suggested scene by scene by a language model."""
+        return False
+
+    @property
+    def in_background(self) -> bool:
+        """Whether the run goes on while the language model is asked."""
+        return False
+
+    @property
+    def waits_for_goals(self) -> bool:
+        """Whether every scene of a rollout must have its goals before the reward."""
+        return self.per_scene and not self.in_background
+
+    @property
+    def stores_suggestions(self) -> bool:
+        """Whether suggestions depend on more than the scene and are kept as the step is taken."""
+        return False
+
+    @property
+    def reads_goals(self) -> bool:
+        """Whether the policy reads the goals."""
+        return False
+
+    @property
+    def asks(self) -> bool:
+        """Whether scenes may turn up that the host must make known first."""
+        return self.waits_for_goals or self.text_observation == "caption"
+
+    @property
+    def must_know_scene(self) -> bool:
+        """Whether the policy cannot act in a scene that the host has not made known."""
+        reads_answers = self.reads_goals and self.waits_for_goals
+        return self.text_observation == "caption" or reads_answers
+
+
+@dataclass(frozen=True)
+class GoalArgs(TextArgs):
+    """Where goals come from, how a language model is asked for them, and which one."""
+
+    FREE: ClassVar[tuple[str, ...]] = (
+        *TextArgs.FREE,
+        *("llm_url", "llm_engine", "llm_budget", "on_exit"),
+    )
+
+    # Goals
+    goal_source: Literal["llm", "oracle", "novelty", "uniform", "grounded", "none"] = "llm"
+    """who suggests goals; none: the game's own reward"""
+    goal_form: Literal["rules", "open", "closed"] = "rules"
+    """rules: ask once what each goal needs; open: ask for a list of goals in each scene; closed:
+    ask of each goal in each scene"""
+    goal_conditioned: bool = False
+    """also read the goals that are suggested and not yet reached"""
+    similarity_threshold: float = 0.99
+    """cosine above which a caption fulfils a goal (the paper's T)"""
+    uniform_goals: int = 5
+    """goals drawn at each step by --goal-source uniform"""
+    grounding: bool = False
+    """drop suggested goals whose thing is neither seen, held nor makeable (open and closed form)"""
+    evidence: bool = False
+    """drop a goal's need once a caption shows the goal reached without it (rules form)"""
+
+    # Asking
+    prompt: str | None = None
+    """prompt file, or folder/prefix of the files of the rules form; default: the world's newest"""
+    prompt_scope: Literal["full", "compact"] = "full"
+    """how much of the scene the prompt tells; compact: without what the world counts as background:
+    several times fewer distinct prompts"""
+    resolve: Literal["exact", "async", "replay"] = "exact"
+    """exact: wait for the model's answer to whatever no store has; async: ask in the background,
+    what is visited most first, while scenes without an answer have no goals yet (such a run cannot
+    be repeated bit for bit); replay: stores only"""
+    on_missing: Literal["error", "no-goals"] = "error"
+    """what a scene without an answer means where only stores are read"""
+    on_exit: Literal["drain", "discard"] = "discard"
+    """what becomes of the scenes that still wait for an answer after the training (async)"""
+
+    # The language model
+    llm: str = "qwen2.5-coder-1.5b"
+    """qwen2.5-coder-1.5b (recorded answers), gemma3-270m (asked live), a .gguf or recorded .sqlite
+    file, a hub id or folder"""
+    llm_url: str | None = None
+    """OpenAI-compatible server to ask for the model that --llm names, as in http://host:8000/v1"""
+    llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"
+    """what computes a .gguf file; auto: the faster one here"""
+    llm_budget: int = 0
+    """most questions put to a live model in the whole run; 0: no limit"""
+    max_goal_tokens: int = 64
+    """longest answer of the open form [tokens]"""
+    temperature: float = 0.0
+    """sampling temperature of the open form (the paper's: 0.1); 0: greedy"""
+    votes: int = 1
+    """lists drawn for each scene of the open form; a goal counts if more than half name it"""
+    closed_scoring: Literal["likelihood", "yes-no"] = "likelihood"
+    """how the closed form asks of each goal in a scene"""
+    closed_calibration: Literal["scene", "goal"] = "scene"
+    """a goal is compared with the others, or over scenes"""
+
+    @property
+    def per_scene(self) -> bool:
+        """Whether goals are suggested scene by scene by a language model."""
+        return self.goal_source == "llm" and self.goal_form != "rules"
+
+    @property
+    def in_background(self) -> bool:
+        """Whether the run goes on while the language model is asked."""
+        return self.per_scene and self.resolve == "async"
+
+    @property
+    def stores_suggestions(self) -> bool:
+        """Whether suggestions depend on more than the scene and are kept as the step is taken."""
+        return self.goal_source in ("oracle", "uniform")
+
+    @property
+    def reads_goals(self) -> bool:
+        """Whether the policy reads the goals."""
+        return self.goal_conditioned and self.goal_source != "none"

@@ -1,0 +1,23 @@
+"""The forms in which goals are asked for."""
+
+from goals.arguments import GoalArgs
+from goals.closed import Closed
+from goals.open_ended import OpenEnded
+from goals.rules import RulesForm
+from worlds.world import World
+
+Form = OpenEnded | Closed | RulesForm
+
+
+def make_form(world: World, args: GoalArgs, model: str = "", seed: int = 0) -> Form:
+    """Make the form that --goal-form names; raises UserError for a prompt that is not there.
+
+    model: the identity of who answers, whose recipe is taken; seed: of what is drawn.
+    """
+    if args.goal_form == "open":
+        limits = args.max_goal_tokens, args.temperature
+        return OpenEnded(world, args.prompt, *limits, seed=seed, votes=args.votes)
+    if args.goal_form == "closed":
+        ways = args.closed_scoring, args.closed_calibration
+        return Closed(world, args.prompt, model, *ways)
+    return RulesForm(world, args.prompt, model)
