@@ -49,6 +49,11 @@ class Background:
         with self._changed:
             return len(self._waiting) + len(self._asked)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def visits(self) -> dict[bytes, int]:
         """Return the visits of all scenes whose answers have not been taken."""
         with self._changed:
@@ -96,7 +101,7 @@ class Background:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        if at_once and self._thread.is_alive():
+        if at_once and self.is_alive:
             # When the interpreter ends, a thread inside a native library would abort the process.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit)
@@ -104,7 +109,7 @@ class Background:
 
     def join(self) -> None:
         """Wait until a stopped thread has ended, though not for ever."""
-        if self._thread.is_alive():
+        if self.is_alive:
             self._thread.join(CLOSE_SECONDS)
 
     def _most_visited(self, number: int) -> list[bytes]:

@@ -10,32 +10,38 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
 from tokenizers import pre_tokenizers
 
-from goals import language_models, shared_prefix
-from goals.language_models import LlamaCpp, Transformers, load_language_model
+from goals import language_models, llama_cpp, shared_prefix, transformers_engine
+from goals.language_models import load_language_model
+from goals.llama_cpp import LlamaCpp, chunks_of
+from goals.model import hash_files
+from goals.transformers_engine import Transformers
 from lab.errors import UserError
+from tests.helpers.tiny_model import (
+    LIST,
+    MERGES,
+    QUESTIONS,
+    SHOTS,
+    SIZES,
+    SPECIAL,
+    make_tiny,
+    save_tiny,
+)
 
-SHOTS = "Answer yes or no.\n\nIs fire hot? yes\nIs ice hot? no\nIs snow cold? yes\n\n"
-QUESTIONS = [f"{SHOTS}Thing: {thing}. Is it {what}?" for thing in ("snow", "fire") for what in ("cold", "cold now", "hot")]
-LIST = "Fruit:\n\n- apple\n- pear\n- plum\n\nAnimals:\n\n- dog\n- cat\n-"
-CAPTIONS = [" chop tree", " chop", " eat cow", " eat plant", " make wood pickaxe", " make wood sword", " yes", " yes no", " sleep"]
-SPECIAL = ["<s>", "</s>"]
-MERGES = [("Ġ", "y"), ("Ġy", "e"), ("Ġye", "s"), ("Ġ", "n"), ("Ġn", "o"), ("y", "e"), ("ye", "s"), ("n", "o")]
-SIZES = {
-    "vocab_size": len(SPECIAL) + 256 + len(MERGES),
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
+CAPTIONS = [
+    " chop tree",
+    " chop",
+    " eat cow",
+    " eat plant",
+    " make wood pickaxe",
+    " make wood sword",
+    " yes",
+    " yes no",
+    " sleep",
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,13 +63,13 @@ def gemma():
 @pytest.fixture(scope="session")
 def in_float32():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language_models, "_multiplies_bfloat16", lambda: False)
+        patch.setattr(transformers_engine, "multiplies_bfloat16", lambda: False)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("tiny"), transformers.LlamaConfig(**SIZES))
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -73,35 +79,34 @@ def tiny_model(tiny, in_float32):
 
 @pytest.fixture(scope="session", params=["whole", "sliding"])
 def tiny_pair(request, tiny, tmp_path_factory, in_float32):
-    """A model of ours and the library's own of the same folder, with and without layers that see but eight tokens."""
+    """A model of ours and the library's own of the same folder.
+
+    With and without layers that see but eight tokens.
+    """
     folder = tiny
     if request.param == "sliding":
-        layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "head_dim": 8}
-        folder = save_tiny(tmp_path_factory.mktemp("sliding"), transformers.Gemma3TextConfig(**SIZES, **layers))
+        layers = {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 8,
+            "head_dim": 8,
+        }
+        folder = save_tiny(
+            tmp_path_factory.mktemp("sliding"), transformers.Gemma3TextConfig(**SIZES, **layers)
+        )
     return Transformers(folder), load_plain(folder)
 
 
-def save_tiny(folder, config):
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*SPECIAL, *letters, *(first + second for first, second in MERGES)]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({word: i for i, word in enumerate(words)}, MERGES))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
 def load_plain(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def test_prompts_are_cut_after_paragraphs_and_in_the_last_one_after_sentences():
     prompt = "Shots. One.\nTwo.\n\nGoal: mine 3.5 stone. Needed: have wood?"
     parts = ["Shots. One.\nTwo.\n\n", "Goal:", " mine 3.5 stone.", " Needed:", " have wood?"]
-    assert language_models._chunks(prompt) == parts
-    assert "".join(language_models._chunks(LIST)) == LIST
+    assert chunks_of(prompt) == parts
+    assert "".join(chunks_of(LIST)) == LIST
 
 
 def test_gemma_generates_the_same_text_in_any_company_and_stops(gemma):
@@ -178,7 +183,10 @@ def next_log_probabilities(plain, ids):
 
 def score_plainly(model, plain, prompt, candidate):
     """The log-likelihood of a candidate, appended to the prompt and computed alone."""
-    start, end = (model._tokenizer(text, add_special_tokens=text == prompt)["input_ids"] for text in (prompt, candidate))
+    start, end = (
+        model.tokenizer(text, add_special_tokens=text == prompt)["input_ids"]
+        for text in (prompt, candidate)
+    )
     lines = next_log_probabilities(plain, [*start, *end])[len(start) - 1 :]
     return sum(line[token].item() for line, token in zip(lines, end, strict=False))
 
@@ -186,11 +194,16 @@ def score_plainly(model, plain, prompt, candidate):
 def test_transformers_answers_yes_or_no_as_without_a_prefix(tiny_pair):
     model, plain = tiny_pair
     prompts = [*QUESTIONS, "No paragraph at all, is it?", QUESTIONS[0] + " It"]
-    vocabulary = model._tokenizer.get_vocab()
+    vocabulary = model.tokenizer.get_vocab()
     got = model.yes_no(prompts)
     for prompt, pair in zip(prompts, got, strict=True):
-        probabilities = next_log_probabilities(plain, model._tokenizer(prompt)["input_ids"])[-1].exp()
-        expected = [(probabilities[vocabulary["Ġ" + word]] + probabilities[vocabulary[word]]).log() for word in ("yes", "no")]
+        probabilities = next_log_probabilities(plain, model.tokenizer(prompt)["input_ids"])[
+            -1
+        ].exp()
+        expected = [
+            (probabilities[vocabulary["Ġ" + word]] + probabilities[vocabulary[word]]).log()
+            for word in ("yes", "no")
+        ]
         assert pair == pytest.approx([value.item() for value in expected], abs=1e-4)
         assert model.yes_no([prompt])[0] == pytest.approx(pair, abs=1e-5)
 
@@ -198,23 +211,25 @@ def test_transformers_answers_yes_or_no_as_without_a_prefix(tiny_pair):
 @pytest.mark.parametrize("at_once", [(128, 512), (3, 40)])
 def test_transformers_generates_greedily_as_step_by_step(tiny_pair, monkeypatch, at_once):
     model, plain = tiny_pair
-    monkeypatch.setattr(language_models, "MAX_ROWS", at_once[0])
+    monkeypatch.setattr(transformers_engine, "MAX_ROWS", at_once[0])
     monkeypatch.setattr(shared_prefix, "TOKENS_AT_ONCE", at_once[1])
 
     def by_hand(prompt, count):
-        ids, made = model._tokenizer(prompt)["input_ids"], []
+        ids, made = model.tokenizer(prompt)["input_ids"], []
         for _ in range(count):
             token = int(next_log_probabilities(plain, ids)[-1].argmax())
             if token == 1:
                 break
             ids, made = [*ids, token], [*made, token]
-        return model._tokenizer.decode(made)
+        return model.tokenizer.decode(made)
 
     prompts = [*QUESTIONS, "Short?", "Another one, without any paragraph"]
     expected = [by_hand(prompt, 12) for prompt in prompts]
     assert model.generate(prompts, max_tokens=12) == expected
     stops = [next(letter for letter in text[2:] if letter.isascii()) for text in expected[:2]]
-    assert model.generate(prompts, 12, stop=stops) == [language_models._until(text, stops)[0] for text in expected]
+    assert model.generate(prompts, 12, stop=stops) == [
+        transformers_engine.until(text, stops)[0] for text in expected
+    ]
 
 
 def test_transformers_scores_candidates_as_each_alone(tiny_pair):
@@ -223,47 +238,66 @@ def test_transformers_scores_candidates_as_each_alone(tiny_pair):
     for prompt, scores in zip(prompts, model.score(prompts, CAPTIONS), strict=True):
         expected = [score_plainly(model, plain, prompt, candidate) for candidate in CAPTIONS]
         assert scores == pytest.approx(expected, abs=1e-4)
-    assert model.score(prompts[:1], CAPTIONS[3::-1])[0] == pytest.approx(model.score(prompts, CAPTIONS)[0][3::-1], abs=1e-5)
+    assert model.score(prompts[:1], CAPTIONS[3::-1])[0] == pytest.approx(
+        model.score(prompts, CAPTIONS)[0][3::-1], abs=1e-5
+    )
 
 
 def test_candidates_share_the_tokens_they_begin_with():
     tree = shared_prefix.TokenTree([(5, 6), (5, 7), (5,), (8, 9, 9), (5, 6)])
     assert tree.inner == [(), (5,), (8,), (8, 9)]
-    assert tree.visible.tolist() == [[True, False, False], [False, True, False], [False, True, True]]
+    assert tree.visible.tolist() == [
+        [True, False, False],
+        [False, True, False],
+        [False, True, True],
+    ]
     logits = torch.randn(4, 10)
     lines = logits.double().log_softmax(-1)
-    expected = [lines[0, 5] + lines[1, 6], lines[0, 5] + lines[1, 7], lines[0, 5], lines[0, 8] + lines[2, 9] + lines[3, 9]]
-    assert tree.log_likelihoods(logits).tolist() == pytest.approx([x.item() for x in [*expected, expected[0]]], abs=1e-5)
+    expected = [
+        lines[0, 5] + lines[1, 6],
+        lines[0, 5] + lines[1, 7],
+        lines[0, 5],
+        lines[0, 8] + lines[2, 9] + lines[3, 9],
+    ]
+    assert tree.log_likelihoods(logits).tolist() == pytest.approx(
+        [x.item() for x in [*expected, expected[0]]], abs=1e-5
+    )
 
 
 def test_transformers_computes_the_prefix_once_and_counts(tiny_model):
     tiny_model.yes_no(QUESTIONS[:1])
     before = vars(tiny_model.usage).copy()
     tiny_model.yes_no(QUESTIONS)
-    tail = sum(len(tiny_model._tokenizer(q)["input_ids"]) for q in QUESTIONS)
-    tail -= len(QUESTIONS) * len(tiny_model._tokenizer(SHOTS)["input_ids"])
+    tail = sum(len(tiny_model.tokenizer(q)["input_ids"]) for q in QUESTIONS)
+    tail -= len(QUESTIONS) * len(tiny_model.tokenizer(SHOTS)["input_ids"])
     assert tiny_model.usage.queries - before["queries"] == len(QUESTIONS)
     assert tiny_model.usage.prompt_tokens - before["prompt_tokens"] == tail
     tiny_model.generate(QUESTIONS[:2], max_tokens=3)
     assert 0 < tiny_model.usage.generated_tokens - before["generated_tokens"] <= 6
     before = tiny_model.usage.prompt_tokens
     tiny_model.score(QUESTIONS[:1], [" yes yes", " yes no", " no"])
-    rest = len(tiny_model._tokenizer(QUESTIONS[0])["input_ids"]) - len(tiny_model._tokenizer(SHOTS)["input_ids"])
-    assert tiny_model.usage.prompt_tokens - before == rest + 1  # one token, " yes", is followed by others
+    rest = len(tiny_model.tokenizer(QUESTIONS[0])["input_ids"]) - len(
+        tiny_model.tokenizer(SHOTS)["input_ids"]
+    )
+    assert (
+        tiny_model.usage.prompt_tokens - before == rest + 1
+    )  # one token, " yes", is followed by others
 
 
 def test_transformers_draws_by_the_seed_whoever_else_is_asked(tiny_model):
-    drawn = [tiny_model.generate(QUESTIONS[:1], 6, temperature=1.0, seed=seed)[0] for seed in (1, 1, 2)]
+    drawn = [
+        tiny_model.generate(QUESTIONS[:1], 6, temperature=1.0, seed=seed)[0] for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert tiny_model.generate(QUESTIONS[1::-1], 6, temperature=1.0, seed=1)[1] == drawn[0]
 
 
 def test_drawn_tokens_are_as_frequent_as_probable():
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
-    drawn = [language_models._choose(logits, 0.5, [(i + 0.5) / 4000])[0] for i in range(4000)]
+    drawn = [transformers_engine.choose(logits, 0.5, [(i + 0.5) / 4000])[0] for i in range(4000)]
     frequencies = np.bincount(drawn, minlength=50) / 4000
     np.testing.assert_allclose(frequencies, (logits[0] / 0.5).softmax(-1).numpy(), atol=5e-4)
-    assert language_models._choose(logits, 0.0, []) == [int(logits.argmax())]
+    assert transformers_engine.choose(logits, 0.0, []) == [int(logits.argmax())]
 
 
 def test_a_folder_is_named_by_its_bytes_and_precision(tiny, tiny_model, tmp_path, monkeypatch):
@@ -273,7 +307,7 @@ def test_a_folder_is_named_by_its_bytes_and_precision(tiny, tiny_model, tmp_path
     (changed / "config.json").write_text((tiny / "config.json").read_text() + "\n")
     assert Transformers(changed).name.split("@")[0] == tiny_model.name.split("@")[0]
     assert Transformers(changed).name != tiny_model.name
-    monkeypatch.setattr(language_models, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(transformers_engine, "multiplies_bfloat16", lambda: True)
     half = Transformers(tiny)
     assert half.name == tiny_model.name + ",bfloat16"
     assert np.abs(np.subtract(half.yes_no(QUESTIONS), tiny_model.yes_no(QUESTIONS))).max() < 0.2
@@ -294,7 +328,7 @@ def test_a_failing_model_is_named(tiny_model, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory\nand more")
 
-    monkeypatch.setattr(tiny_model._model.model, "forward", fail)
+    monkeypatch.setattr(tiny_model.model.model, "forward", fail)
     with pytest.raises(UserError, match=r"tiny\d*@.* failed \(out of memory\)"):
         tiny_model.yes_no(["Is it?"])
 
@@ -320,7 +354,12 @@ def write_tiny_gguf(path):
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     shapes = {"token_embd": (len(words), 32), "output": (len(words), 32)}
-    shapes |= {"blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32), "blk.0.attn_output": (32, 32)}
+    shapes |= {
+        "blk.0.attn_q": (32, 32),
+        "blk.0.attn_k": (16, 32),
+        "blk.0.attn_v": (16, 32),
+        "blk.0.attn_output": (32, 32),
+    }
     shapes |= {"blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64)}
     draw = np.random.default_rng(0)
     for name, shape in shapes.items():
@@ -336,12 +375,14 @@ def write_tiny_gguf(path):
 
 @pytest.fixture
 def tiny_gguf(tmp_path, in_float32, monkeypatch):
-    monkeypatch.setattr(language_models, "MODEL_CACHE", tmp_path / "models")
+    monkeypatch.setattr(transformers_engine, "MODEL_CACHE", tmp_path / "models")
     return write_tiny_gguf(tmp_path / "Tiny.gguf")
 
 
 def test_a_gguf_file_says_the_same_in_both_engines(tiny_gguf):
-    by_transformers, by_llama = (load_language_model(str(tiny_gguf), engine=name) for name in ("transformers", "llama.cpp"))
+    by_transformers, by_llama = (
+        load_language_model(str(tiny_gguf), engine=name) for name in ("transformers", "llama.cpp")
+    )
     assert by_transformers.name == by_llama.name + ",transformers,float32"
     texts = by_transformers.generate(QUESTIONS, max_tokens=12)
     assert texts == by_llama.generate(QUESTIONS, max_tokens=12) and len(set(texts)) > 1
@@ -352,7 +393,7 @@ def test_a_gguf_file_says_the_same_in_both_engines(tiny_gguf):
 
 def test_a_gguf_file_is_converted_once_and_whole(tiny_gguf, tmp_path, capsys):
     folders = tmp_path / "models"
-    name = f"{language_models._sha256([tiny_gguf])[:16]}-float32"
+    name = f"{hash_files([tiny_gguf])[:16]}-float32"
     # What a killed conversion left behind.
     (folders / f"{name}.part").mkdir(parents=True)
     (folders / f"{name}.part" / "model.safetensors").write_bytes(b"half")
@@ -362,7 +403,9 @@ def test_a_gguf_file_is_converted_once_and_whole(tiny_gguf, tmp_path, capsys):
         thread.start()
     for thread in together:
         thread.join()
-    assert transformers.PreTrainedModel.tie_weights is tie_weights  # transformers takes it away while it loads
+    assert (
+        transformers.PreTrainedModel.tie_weights is tie_weights
+    )  # transformers takes it away while it loads
     assert sorted(path.name for path in folders.iterdir() if path.is_dir()) == [name]
     assert capsys.readouterr().out.count("is converted") == 1
     model = Transformers(tiny_gguf)
@@ -379,10 +422,16 @@ def test_a_gguf_file_that_cannot_be_converted_leaves_nothing(tiny_gguf, tmp_path
 
 def test_the_engine_is_the_faster_one_or_the_one_asked_for(tiny_gguf, tiny, monkeypatch):
     made = []
-    monkeypatch.setattr(language_models, "LlamaCpp", lambda path: made.append(("llama.cpp", Path(path).name)))
-    monkeypatch.setattr(language_models, "Transformers", lambda path: made.append(("transformers", Path(path).name)))
+    monkeypatch.setattr(
+        llama_cpp, "LlamaCpp", lambda path: made.append(("llama.cpp", Path(path).name))
+    )
+    monkeypatch.setattr(
+        transformers_engine,
+        "Transformers",
+        lambda path: made.append(("transformers", Path(path).name)),
+    )
     for fast in (False, True):
-        monkeypatch.setattr(language_models, "_multiplies_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr(transformers_engine, "multiplies_bfloat16", lambda fast=fast: fast)
         load_language_model(str(tiny_gguf))
     load_language_model(str(tiny_gguf), engine="llama.cpp")
     load_language_model(str(tiny))
@@ -390,7 +439,9 @@ def test_the_engine_is_the_faster_one_or_the_one_asked_for(tiny_gguf, tiny, monk
     assert made == [*gguf_by, ("transformers", tiny.name)]
     with pytest.raises(UserError, match="llama.cpp reads GGUF files"):
         load_language_model(str(tiny), engine="llama.cpp")
-    with pytest.raises(UserError, match="vllm is unknown: choose one of auto, llama.cpp, transformers"):
+    with pytest.raises(
+        UserError, match="vllm is unknown: choose one of auto, llama.cpp, transformers"
+    ):
         load_language_model(str(tiny), engine="vllm")
 
 
@@ -409,11 +460,13 @@ def test_llama_cpp_cannot_score(gemma):
 
 @pytest.mark.slow
 def test_gemma_says_nearly_the_same_in_both_engines(gemma, monkeypatch):
-    monkeypatch.setattr(language_models, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(transformers_engine, "multiplies_bfloat16", lambda: True)
     model = load_language_model("gemma3-270m", engine="transformers")
     assert model.name == gemma.name + ",transformers,bfloat16"
     odds = [np.subtract(*np.array(each.yes_no(QUESTIONS)).T) for each in (model, gemma)]
-    assert np.abs(odds[0] - odds[1]).max() < 0.6  # llama.cpp rounds what it multiplies to eight bits
+    assert (
+        np.abs(odds[0] - odds[1]).max() < 0.6
+    )  # llama.cpp rounds what it multiplies to eight bits
     assert np.corrcoef(*odds)[0, 1] > 0.9
     assert model.generate([LIST], 8, stop=["\n\n"])[0].startswith(" ")
     model.close()
@@ -421,9 +474,9 @@ def test_gemma_says_nearly_the_same_in_both_engines(gemma, monkeypatch):
 
 @pytest.mark.slow
 def test_gemma_scores_candidates_as_each_alone(in_float32):
-    path = language_models._gemma_path()
-    folder = language_models.MODEL_CACHE.expanduser() / f"{language_models._sha256([path])[:16]}-bfloat16"
-    language_models._convert_once(path, "bfloat16", folder)
+    path = language_models.gemma_path()
+    folder = transformers_engine.MODEL_CACHE.expanduser() / f"{hash_files([path])[:16]}-bfloat16"
+    transformers_engine.convert_once(path, "bfloat16", folder)
     model, plain = Transformers(folder), load_plain(folder)
     for scores in model.score([LIST], CAPTIONS):
         expected = [score_plainly(model, plain, LIST, candidate) for candidate in CAPTIONS]

@@ -7,19 +7,34 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from goals.open_ended import MAX_GOAL_LENGTH, MAX_GOALS, PROMPTS, OpenEnded, load_prompt, parse_goals, render
+from goals.open_ended import MAX_GOAL_LENGTH, MAX_GOALS, OpenEnded, parse_goals
+from goals.prompts import load_prompt
 from goals.sentence_encoder import normalise_goal
 from lab.errors import UserError
-from worlds.crafter import FACTS, Crafter
+from worlds.crafter.words import FACTS
+from worlds.crafter.world import Crafter
+from worlds.world import PROMPTS
 
 OPEN_PROMPTS = sorted(PROMPTS.glob("*_open_*.txt"))
 CRAFTER_PROMPTS = sorted(PROMPTS.glob("crafter_open_v*.txt"))
 SCENE = "You see cow, tree. You are facing cow. You have $wood."
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=200)
 BULLETS = ["\n- ", "\n* the ", "\r\n• ", "\n 1. ", "2)", "-", "\n", "\n\n"]
-PIECES = [*BULLETS, " ", "eat", "cow", "goal:", "\0", "\u2028", "\ud800", "x" * (MAX_GOAL_LENGTH + 1)]
+PIECES = [
+    *BULLETS,
+    " ",
+    "eat",
+    "cow",
+    "goal:",
+    "\0",
+    "\u2028",
+    "\ud800",
+    "x" * (MAX_GOAL_LENGTH + 1),
+]
 # Drawn as bytes: thousands of lists would take a minute.
-LIST_LIKE = st.binary(max_size=25).map(lambda drawn: "".join(PIECES[byte % len(PIECES)] for byte in drawn))
+LIST_LIKE = st.binary(max_size=25).map(
+    lambda drawn: "".join(PIECES[byte % len(PIECES)] for byte in drawn)
+)
 
 
 def examples(path):
@@ -44,7 +59,8 @@ def test_the_parser_gives_back_what_the_examples_say(path):
     for answer in answers:
         said = tuple(line.removeprefix("- ") for line in answer.splitlines())
         assert parse_goals(answer) == said
-        # As a model gives it: the first bullet is the prompt's, and after a blank line anything goes.
+        # As a model gives it: the first bullet is the prompt's, and after a blank line anything
+        # goes.
         assert parse_goals(answer.removeprefix("-") + "\nYou see\n- lava") == said
 
 
@@ -74,7 +90,7 @@ def test_examples_speak_as_the_world_does(path, world):
 )
 def test_golden_render(name, golden):
     template, prompt_hash = load_prompt(PROMPTS / name)
-    rendered = render(template, SCENE)
+    rendered = template.substitute(scene=SCENE)
     assert rendered.startswith("Advice for the player of a survival game. ")
     assert rendered.endswith(f"\n\n{SCENE}\nSuggestions:\n-")
     # A published prompt never changes: stored answers belong to these very bytes.
@@ -120,30 +136,6 @@ def test_a_huge_answer_is_read_at_once():
     assert len(parse_goals("- goal\n" * 10**5)) == 1
 
 
-def test_a_missing_prompt_is_named_with_those_there_are(tmp_path):
-    for path in (PROMPTS / "crafter_open_v0.txt", tmp_path / "no_such_folder" / "mine.txt"):
-        with pytest.raises(UserError, match="crafter_open_v1.txt") as caught:
-            load_prompt(path)
-        assert path.name in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"You see.", b"$scene $goal", b"$scene for $5", b"\xff $scene"])
-def test_a_wrong_prompt_is_refused(tmp_path, content):
-    path = tmp_path / "mine.txt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="mine.txt"):
-        load_prompt(path)
-
-
-def test_a_prompt_is_the_same_under_other_line_ends(tmp_path):
-    rendered = []
-    for content in (b"Hints:\n$scene $$\n-\n", b"Hints:\r\n$scene $$\r\n-"):
-        path = tmp_path / "mine.txt"
-        path.write_bytes(content)
-        rendered.append(render(load_prompt(path)[0], "You see nothing."))
-    assert rendered == ["Hints:\nYou see nothing. $\n-"] * 2
-
-
 class Lists:
     """A model whose lists depend on the seed."""
 
@@ -157,7 +149,9 @@ class Lists:
 
 def test_votes_are_drawn_with_a_seed_each_and_the_majority_counts(world):
     form = OpenEnded(world, temperature=0.7, votes=3)
-    model = Lists(" eat cow\n- chop tree", " Chop tree.\n- mine stone", " eat cow\n- eat cow\n- fly")
+    model = Lists(
+        " eat cow\n- chop tree", " Chop tree.\n- mine stone", " eat cow\n- eat cow\n- fly"
+    )
     (raw,) = form.ask(model, ["You see cow."])
     assert model.seeds == [0, 1, 2]
     assert form.goals(raw) == ("eat cow", "chop tree")

@@ -1,4 +1,4 @@
-"""Scores as a short text: nothing is lost but what is finer than a hundredth, and any text can be read."""
+"""Scores as a short text: nothing is lost but what is finer than a hundredth."""
 
 import math
 
@@ -41,6 +41,9 @@ def test_any_text_can_be_read(text):
     np.testing.assert_array_equal(unpack_scores(pack_scores(found)), found)
 
 
-@pytest.mark.parametrize("text", ["yes", "- eat cow go", '{"yes": -1, "no": -2}', "AA==", "A", "é", "\ud800", "AAAA\n", "AAAA"])
+@pytest.mark.parametrize(
+    "text",
+    ["yes", "- eat cow go", '{"yes": -1, "no": -2}', "AA==", "A", "é", "\ud800", "AAAA\n", "AAAA"],
+)
 def test_other_texts_hold_no_scores(text):
     assert unpack_scores(text).shape == (0,)

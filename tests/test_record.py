@@ -1,21 +1,22 @@
-"""Recording answers beforehand: it goes on where it stopped, compares, and says at once what is wrong with its files."""
+"""Recording beforehand: it goes on where it stopped, compares, and says what is wrong at once."""
 
 import sys
 
 import numpy as np
 import pytest
 
-from goals import record
+from goals import embeddings, record
 from goals.closed import Closed
-from goals.language_models import Usage
+from goals.model import Usage
 from goals.open_ended import OpenEnded
 from goals.packing import pack_scores
 from goals.rules import RulesForm
 from goals.store import Answer, Embedding, Store
 from lab.cli import run_cli
 from lab.errors import UserError
-from tests.scripted_model import ScriptedModel, last_line
+from tests.helpers.scripted_model import ScriptedModel, last_line
 from worlds import make_world
+from worlds.world import WorldArgs
 
 SCENES = ["You see cow.", "You see diamond.", "You see tree, water. You have wood."]
 QUESTIONS = 9 + 7 * 134 + 48 * 25
@@ -34,9 +35,11 @@ class Encoder:
 @pytest.fixture
 def model(monkeypatch):
     """Return the model that record loads, whatever it is told to load."""
-    model = ScriptedModel(lambda prompt: len(last_line(prompt)) / 9, lambda prompt, candidate: -float(len(candidate)))
+    model = ScriptedModel(
+        lambda prompt: len(last_line(prompt)) / 9, lambda prompt, candidate: -float(len(candidate))
+    )
     monkeypatch.setattr(record, "load_language_model", lambda spec, url, engine: model)
-    monkeypatch.setattr(record, "load_sentence_encoder", lambda name: Encoder())
+    monkeypatch.setattr(embeddings, "load_sentence_encoder", lambda name: Encoder())
     return model
 
 
@@ -52,19 +55,24 @@ def contents(path):
     """Return the answers and the embedded texts of a store."""
     with Store(path, read_only=True) as store:
         rows = list(store.rows())
-    return [row for row in rows if isinstance(row, Answer)], [row.text for row in rows if isinstance(row, Embedding)]
+    return [row for row in rows if isinstance(row, Answer)], [
+        row.text for row in rows if isinstance(row, Embedding)
+    ]
 
 
 def test_the_rules_are_recorded_whole(tmp_path, model, capsys):
     args = record.Args(llm="scripted", store=tmp_path / "new.sqlite")
     assert record.main(args) == {"queries": QUESTIONS, "unanswered": 0}
     answers, embedded = contents(args.store)
-    world = make_world("crafter")
+    world = make_world(WorldArgs())
     assert len(answers) == QUESTIONS and {row.model for row in answers} == {"scripted@0"}
     assert {row.prompt for row in answers} == set(RulesForm(world).prompts.values())
-    assert set(embedded) == set(world.captions)
+    assert set(embedded) == {*world.captions, *world.facts}
     out = capsys.readouterr().out
-    assert out.endswith(f"scripted@0: {QUESTIONS} queries, 0 unanswered\n") and "1136 of this kind left" in out
+    assert (
+        out.endswith(f"scripted@0: {QUESTIONS} queries, 0 unanswered\n")
+        and "1136 of this kind left" in out
+    )
     assert record.main(args) == {"queries": 0, "unanswered": 0}
     assert len(model.asked) == QUESTIONS
 
@@ -92,7 +100,9 @@ def test_a_recording_goes_on_where_it_stopped(tmp_path, model):
 
 def test_what_got_no_answer_is_counted_and_asked_again(tmp_path, model):
     knows = model.odds
-    model.odds = lambda prompt: None if "attack cow. Makes sense" in last_line(prompt) else knows(prompt)
+    model.odds = lambda prompt: (
+        None if "attack cow. Makes sense" in last_line(prompt) else knows(prompt)
+    )
     args = record.Args(llm="scripted", store=tmp_path / "new.sqlite")
     assert record.main(args)["unanswered"] == 1
     model.odds = knows
@@ -105,11 +115,15 @@ def test_lists_are_recorded_for_each_scene(tmp_path, model, scenes):
     args = record.Args(llm="scripted", store=tmp_path / "new.sqlite", form="open", scenes=scenes)
     assert record.main(args) == {"queries": 3, "unanswered": 0}
     answers, _ = contents(args.store)
-    assert [(row.question, row.answer) for row in answers] == [(scene, " eat cow\n- sleep") for scene in SCENES]
-    assert {row.prompt for row in answers} == {OpenEnded(make_world("crafter")).prompt_hash}
+    assert [(row.question, row.answer) for row in answers] == [
+        (scene, " eat cow\n- sleep") for scene in SCENES
+    ]
+    assert {row.prompt for row in answers} == {OpenEnded(make_world(WorldArgs())).prompt_hash}
 
 
-@pytest.mark.parametrize("scoring, calibration, queries", [("likelihood", "scene", 3), ("yes-no", "goal", 3 + 64)])
+@pytest.mark.parametrize(
+    "scoring, calibration, queries", [("likelihood", "scene", 3), ("yes-no", "goal", 3 + 64)]
+)
 def test_scores_are_recorded_for_each_scene(tmp_path, model, scenes, scoring, calibration, queries):
     args = record.Args(
         llm="scripted",
@@ -120,15 +134,21 @@ def test_scores_are_recorded_for_each_scene(tmp_path, model, scenes, scoring, ca
         closed_calibration=calibration,
     )
     assert record.main(args) == {"queries": 9 + 7 * 134 + queries, "unanswered": 0}
-    prompt_hash = Closed(make_world("crafter"), scoring=scoring).prompt_hash
-    recorded = {row.question: row.answer for row in contents(args.store)[0] if row.prompt == prompt_hash}
+    prompt_hash = Closed(make_world(WorldArgs()), scoring=scoring).prompt_hash
+    recorded = {
+        row.question: row.answer for row in contents(args.store)[0] if row.prompt == prompt_hash
+    }
     assert set(SCENES) <= set(recorded) and len(recorded) == queries
     if scoring == "likelihood":
-        assert recorded[SCENES[0]] == pack_scores([-float(len(f" {caption}")) for caption in make_world("crafter").captions[1:]])
+        assert recorded[SCENES[0]] == pack_scores(
+            [-float(len(f" {caption}")) for caption in make_world(WorldArgs()).captions[1:]]
+        )
 
 
 def test_recordings_are_compared(tmp_path, model):
-    old, new = (record.Args(llm="scripted", store=tmp_path / name) for name in ("old.sqlite", "new.sqlite"))
+    old, new = (
+        record.Args(llm="scripted", store=tmp_path / name) for name in ("old.sqlite", "new.sqlite")
+    )
     record.main(old)
     compared = record.Args(llm="scripted", store=new.store, compare=old.store)
     assert record.main(compared) == {
@@ -138,20 +158,35 @@ def test_recordings_are_compared(tmp_path, model):
         "different": 0,
         "largest_difference": 0.0,
     }
-    odds, model.odds = model.odds, lambda prompt: odds(prompt) + 0.25 * ("attack cow. Makes sense" in last_line(prompt))
-    report = record.main(record.Args(llm="scripted", store=tmp_path / "other.sqlite", compare=old.store))
+    odds, model.odds = (
+        model.odds,
+        lambda prompt: odds(prompt) + 0.25 * ("attack cow. Makes sense" in last_line(prompt)),
+    )
+    report = record.main(
+        record.Args(llm="scripted", store=tmp_path / "other.sqlite", compare=old.store)
+    )
     assert report["different"] == 1 and report["largest_difference"] == pytest.approx(0.25)
     likelihood = model.likelihood
-    model.likelihood = lambda prompt, candidate: likelihood(prompt, candidate) - 1.5 * (prompt == "Minecraft guide. How to")
-    report = record.main(record.Args(llm="scripted", store=tmp_path / "third.sqlite", compare=old.store))
+    model.likelihood = lambda prompt, candidate: (
+        likelihood(prompt, candidate) - 1.5 * (prompt == "Minecraft guide. How to")
+    )
+    report = record.main(
+        record.Args(llm="scripted", store=tmp_path / "third.sqlite", compare=old.store)
+    )
     assert report["different"] == 2 and report["largest_difference"] == pytest.approx(1.5)
     model.name = "another@1"
-    with pytest.raises(UserError, match="old.sqlite has none of these answers; it holds answers of scripted@0"):
-        record.main(record.Args(llm="scripted", store=tmp_path / "fourth.sqlite", compare=old.store))
+    with pytest.raises(
+        UserError, match="old.sqlite has none of these answers; it holds answers of scripted@0"
+    ):
+        record.main(
+            record.Args(llm="scripted", store=tmp_path / "fourth.sqlite", compare=old.store)
+        )
 
 
 def test_files_that_are_not_there_are_named_before_a_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "load_language_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        record, "load_language_model", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     (tmp_path / "latin.txt").write_bytes(b"You see caf\xe9.")
     new = tmp_path / "new.sqlite"
     for form in ("open", "closed"):
@@ -169,8 +204,15 @@ def test_files_that_are_not_there_are_named_before_a_model_is_loaded(tmp_path, m
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["record", "--llm", "x", "--store", str(tmp_path / "new.sqlite"), "--form", "open"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["record", "--llm", "x", "--store", str(tmp_path / "new.sqlite"), "--form", "open"],
+    )
     with pytest.raises(SystemExit) as caught:
         run_cli(record.main, record.Args)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: --form open needs --scenes: a file with one scene's sentence a line\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --form open needs --scenes: a file with one scene's sentence a line\n"
+    )

@@ -1,4 +1,4 @@
-"""The store: what is put in comes out, several processes share it, and what is not ours is never touched."""
+"""The store: what is put in comes out, processes share it, what is not ours is never touched."""
 
 import gzip
 import hashlib
@@ -25,7 +25,9 @@ from lab.errors import UserError
 
 SOURCE = ("gemma", "0123456789abcdef", "{}")
 # Any code point: the default alphabet of hypothesis leaves lone surrogates out.
-TEXT = st.text(st.characters(min_codepoint=0, max_codepoint=0x10FFFF, exclude_categories=()), max_size=30)
+TEXT = st.text(
+    st.characters(min_codepoint=0, max_codepoint=0x10FFFF, exclude_categories=()), max_size=30
+)
 
 
 def make(path, answers=None):
@@ -55,8 +57,12 @@ def test_embeddings_come_back_bit_for_bit(shared, encoder, embeddings):
     expected = embeddings | shared.get_embeddings(encoder, embeddings)
     shared.put_embeddings(encoder, embeddings)
     found = shared.get_embeddings(encoder, embeddings)
-    assert {t: v.tobytes() for t, v in found.items()} == {t: v.tobytes() for t, v in expected.items()}
-    assert all(v.dtype == np.float32 and v.shape == (5,) and v.flags.writeable for v in found.values())
+    assert {t: v.tobytes() for t, v in found.items()} == {
+        t: v.tobytes() for t, v in expected.items()
+    }
+    assert all(
+        v.dtype == np.float32 and v.shape == (5,) and v.flags.writeable for v in found.values()
+    )
 
 
 def test_lone_surrogates_are_keys_of_their_own(tmp_path):
@@ -116,7 +122,9 @@ def write_and_die(path):
 def test_processes_create_and_write_one_store_at_once(tmp_path):
     path, context = tmp_path / "deep" / "er" / "s.sqlite", multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
-    workers = [context.Process(target=write_many, args=(path, worker, barrier)) for worker in range(2)]
+    workers = [
+        context.Process(target=write_many, args=(path, worker, barrier)) for worker in range(2)
+    ]
     workers.append(context.Process(target=write_and_die, args=(tmp_path / "killed.sqlite",)))
     for process in workers:
         process.start()
@@ -191,13 +199,18 @@ def newer(path):
 
 REFUSED = {
     "text": (
-        lambda path: path.write_text("not a database, but longer than a header of one hundred bytes\n" * 9),
+        lambda path: path.write_text(
+            "not a database, but longer than a header of one hundred bytes\n" * 9
+        ),
         "not an SQLite",
     ),
     "empty": (lambda path: path.write_bytes(b""), "not an SQLite"),
     "header only": (lambda path: path.write_bytes(make(path).read_bytes()[:100]), "torn"),
     "cut in a page": (lambda path: path.write_bytes(make(path).read_bytes()[:-1000]), "torn"),
-    "cut between pages": (lambda path: path.write_bytes(make(path).read_bytes()[:-8192]), "damaged"),
+    "cut between pages": (
+        lambda path: path.write_bytes(make(path).read_bytes()[:-8192]),
+        "damaged",
+    ),
     "damaged": (damaged, "damaged"),
     "foreign": (foreign, "another program"),
     "newer": (newer, f"schema {store.SCHEMA_VERSION + 1}"),
@@ -228,7 +241,9 @@ def test_a_file_in_the_way_of_the_folder(tmp_path):
 
 def test_older_schema_is_migrated_by_number(tmp_path, monkeypatch):
     path = make(tmp_path / "s.sqlite")
-    monkeypatch.setattr(store, "MIGRATIONS", (*store.MIGRATIONS, ("ALTER TABLE sources ADD COLUMN note TEXT",)))
+    monkeypatch.setattr(
+        store, "MIGRATIONS", (*store.MIGRATIONS, ("ALTER TABLE sources ADD COLUMN note TEXT",))
+    )
     monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
     with pytest.raises(UserError, match="older schema 1"):
         Store(path, read_only=True)
@@ -250,7 +265,7 @@ EMBEDDING = {"encoder": "e", "text": "t", "vector": "AACAPwAAAAA="}  # 1, 0
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Return a function that runs a command; it returns the exit code, what was printed, and the error."""
+    """Return a function that runs a command and returns exit code, output and error."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["store", *map(str, arguments)])
@@ -272,7 +287,9 @@ def fill(path, rows):
 
 def comparable(rows):
     """Return the values of rows, a vector's as its bytes, by their keys."""
-    return {row[:-1]: row.vector.tobytes() if isinstance(row, Embedding) else row.answer for row in rows}
+    return {
+        row[:-1]: row.vector.tobytes() if isinstance(row, Embedding) else row.answer for row in rows
+    }
 
 
 def read(path):
@@ -281,18 +298,37 @@ def read(path):
 
 
 def a_store(path):
-    rows = [Answer(model, prompt, "{}", f"q{i}", f"- eat cow\n- {model}") for model in "MN" for prompt in "12" for i in range(3)]
-    return fill(path, [*rows, *(Embedding("e", text, UNIT[i]) for i, text in enumerate(["q0", "eat cow", "m", "lost"]))])
+    rows = [
+        Answer(model, prompt, "{}", f"q{i}", f"- eat cow\n- {model}")
+        for model in "MN"
+        for prompt in "12"
+        for i in range(3)
+    ]
+    return fill(
+        path,
+        [
+            *rows,
+            *(
+                Embedding("e", text, UNIT[i])
+                for i, text in enumerate(["q0", "eat cow", "m", "lost"])
+            ),
+        ],
+    )
 
 
 def unit_vectors(size):
-    numbers = npst.arrays(np.float32, size, elements=st.floats(-1, 1, width=32)).filter(lambda v: np.linalg.norm(v) > 1e-3)
+    numbers = npst.arrays(np.float32, size, elements=st.floats(-1, 1, width=32)).filter(
+        lambda v: np.linalg.norm(v) > 1e-3
+    )
     return numbers.map(lambda v: v / np.linalg.norm(v))
 
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory):
-    """Return three open stores and a path, which all examples share: making a file takes longer than filling it."""
+    """Return three open stores and a path, which all examples share.
+
+    Making a file takes longer than filling it.
+    """
     folder = tmp_path_factory.mktemp("ways")
     stores = [Store(folder / f"{name}.sqlite") for name in ("first", "imported", "merged")]
     yield *stores, folder / "rows.jsonl.gz"
@@ -315,15 +351,32 @@ def test_rows_survive_every_way_out_and_in(ways, answers, embeddings):
     imported.add(store_cli.read_jsonl(file, imported.encoders()))
     merged.add(first.rows())
     expected = comparable(rows) | before
-    assert comparable(first.rows()) == comparable(imported.rows()) == comparable(merged.rows()) == expected
+    assert (
+        comparable(first.rows())
+        == comparable(imported.rows())
+        == comparable(merged.rows())
+        == expected
+    )
     assert list(map(str, imported.rows())) == list(map(str, merged.rows()))
     assert imported.verify()[1] == {}
 
 
 def test_adding_counts_and_keeps_what_is_there(tmp_path):
-    rows = [Answer(*SOURCE, "known", "a"), Answer(*SOURCE, "changed", "a"), Embedding("e", "t", UNIT[0])]
-    later = [Answer(*SOURCE, "known", "a"), Answer(*SOURCE, "changed", "b"), Answer(*SOURCE, "new", "c")]
-    later += [Embedding("e", "t", UNIT[1]), Embedding("f", "t", UNIT[1]), Embedding("f", "t", UNIT[1])]
+    rows = [
+        Answer(*SOURCE, "known", "a"),
+        Answer(*SOURCE, "changed", "a"),
+        Embedding("e", "t", UNIT[0]),
+    ]
+    later = [
+        Answer(*SOURCE, "known", "a"),
+        Answer(*SOURCE, "changed", "b"),
+        Answer(*SOURCE, "new", "c"),
+    ]
+    later += [
+        Embedding("e", "t", UNIT[1]),
+        Embedding("f", "t", UNIT[1]),
+        Embedding("f", "t", UNIT[1]),
+    ]
     with Store(fill(tmp_path / "s.sqlite", rows)) as opened:
         assert opened.add(later) == {
             "answers": Counter(new=1, known=1, conflicting=1),
@@ -334,10 +387,16 @@ def test_adding_counts_and_keeps_what_is_there(tmp_path):
 
 
 def test_merge(tmp_path, cli):
-    target, source = make(tmp_path / "target.sqlite", {"a": "1", "b": "1"}), make(tmp_path / "source.sqlite", {"b": "2", "c": "2"})
+    target, source = (
+        make(tmp_path / "target.sqlite", {"a": "1", "b": "1"}),
+        make(tmp_path / "source.sqlite", {"b": "2", "c": "2"}),
+    )
     content = source.read_bytes()
     code, out, _ = cli("merge", source, a_store(tmp_path / "other.sqlite"), "--into", target)
-    assert code == 0 and "source.sqlite: answers: 1 new, 0 known, 1 conflicting (what was there stays)" in out
+    assert (
+        code == 0
+        and "source.sqlite: answers: 1 new, 0 known, 1 conflicting (what was there stays)" in out
+    )
     assert "other.sqlite: answers: 12 new" in out and "other.sqlite: embeddings: 4 new" in out
     with Store(target) as merged:
         assert merged.get_answers(*SOURCE, "abc") == {"a": "1", "b": "1", "c": "2"}
@@ -393,11 +452,16 @@ def test_export_refuses_what_it_cannot_do(tmp_path, cli):
 
 
 def test_jsonl_is_plain_to_read(tmp_path, cli):
-    path = fill(tmp_path / "s.sqlite", [Answer(*SOURCE, "Süß\n", "\ud83d\ude00"), Embedding("e", "t", [1, 0])])
+    path = fill(
+        tmp_path / "s.sqlite",
+        [Answer(*SOURCE, "Süß\n", "\ud83d\ude00"), Embedding("e", "t", [1, 0])],
+    )
     cli("export", path, tmp_path / "s.jsonl")
     first, second = (tmp_path / "s.jsonl").read_text("utf-8").splitlines()
     assert "Süß" in first
-    assert json.loads(first) == dict(zip(Answer._fields, (*SOURCE, "Süß\n", {"base64": "7aC97biA"}), strict=True))
+    assert json.loads(first) == dict(
+        zip(Answer._fields, (*SOURCE, "Süß\n", {"base64": "7aC97biA"}), strict=True)
+    )
     assert json.loads(second) == EMBEDDING
 
 
@@ -435,7 +499,12 @@ def test_a_bad_line_is_named_and_nothing_imported(tmp_path, cli, case):
     path, file = fill(tmp_path / "s.sqlite", there), tmp_path / "new.jsonl"
     file.write_bytes(b"\n".join([line(), line(EMBEDDING), BAD_LINES[case], line(question="later")]))
     code, _, error = cli("import", file, "--into", path)
-    assert code == 2 and f"{file} line 3: " in error and "nothing was imported" in error and error.count("\n") == 1
+    assert (
+        code == 2
+        and f"{file} line 3: " in error
+        and "nothing was imported" in error
+        and error.count("\n") == 1
+    )
     assert len(read(path)) == 2
     file.write_bytes(b"\n".join([line(), line(EMBEDDING), line(question="later")]))
     assert cli("import", file, "--into", path)[0] == 0
@@ -444,8 +513,15 @@ def test_a_bad_line_is_named_and_nothing_imported(tmp_path, cli, case):
 
 def test_import_refuses_a_file_cut_short(tmp_path, cli):
     path, file = make(tmp_path / "s.sqlite"), tmp_path / "new.jsonl.gz"
-    whole = gzip.compress(b"\n".join(line(question=hashlib.sha256(bytes(i)).hexdigest()) for i in range(999)))
-    for content in (whole[:-4], whole[: len(whole) // 2], b"no gzip", whole[:99] + b"\xff" * 99 + whole[198:]):
+    whole = gzip.compress(
+        b"\n".join(line(question=hashlib.sha256(bytes(i)).hexdigest()) for i in range(999))
+    )
+    for content in (
+        whole[:-4],
+        whole[: len(whole) // 2],
+        b"no gzip",
+        whole[:99] + b"\xff" * 99 + whole[198:],
+    ):
         file.write_bytes(content)
         code, _, error = cli("import", file, "--into", path)
         assert code == 2 and f"{file}" in error and "nothing was imported" in error
@@ -492,11 +568,16 @@ def test_verify_finds_keys_out_of_order(tmp_path, cli):
 def test_what_cannot_be_read_as_text_is_damage(tmp_path):
     path = a_store(tmp_path / "s.sqlite")
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE answers SET answer = CAST(x'ff0a' AS TEXT) WHERE question = 'q0'")
+        connection.execute(
+            "UPDATE answers SET answer = CAST(x'ff0a' AS TEXT) WHERE question = 'q0'"
+        )
         connection.execute("UPDATE embeddings SET vector = x'00'")
     connection.close()
     with Store(path) as opened:
-        for read_it in (lambda: opened.get_answers("M", "1", "{}", ["q0"]), lambda: opened.get_embeddings("e", ["q0"])):
+        for read_it in (
+            lambda: opened.get_answers("M", "1", "{}", ["q0"]),
+            lambda: opened.get_embeddings("e", ["q0"]),
+        ):
             with pytest.raises(UserError, match="s.sqlite is damaged .* restore it") as caught:
                 read_it()
             assert "\n" not in str(caught.value)
@@ -557,18 +638,20 @@ def test_prune_shrinks_the_file_and_asks_first(tmp_path, cli, monkeypatch):
     assert code == 2 and not (tmp_path / "no.sqlite").exists()
 
 
-def test_prune_knows_the_published_prompts(tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(store_cli, "PROMPTS", tmp_path / "prompts")
-    store_cli.PROMPTS.mkdir()
-    names = {"crafter_open_v2": "older", "crafter_open_v10": "newest", "crafter_rules_v2": "other form"}
+def test_prune_knows_the_published_prompts(tmp_path, cli):
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    names = {"toy_open_v2": "older", "toy_open_v10": "newest", "toy_rules_v2": "other form"}
     for stem, text in names.items():
-        (store_cli.PROMPTS / f"{stem}.txt").write_text(text)
-    (store_cli.PROMPTS / "README.md").write_text("")
-    hashes = {text: hashlib.sha256(text.encode()).hexdigest()[:16] for text in (*names.values(), "unknown")}
-    path = fill(tmp_path / "s.sqlite", [Answer("m", prompt, "{}", "q", "a") for prompt in hashes.values()])
-    assert "crafter_open_v10.txt" in cli("inspect", path)[1]
+        (prompts / f"{stem}.txt").write_text(text)
+    (prompts / "README.md").write_text("")
+    texts = (*names.values(), "unknown")
+    hashes = {text: hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts}
+    rows = [Answer("m", prompt, "{}", "q", "a") for prompt in hashes.values()]
+    path = fill(tmp_path / "s.sqlite", rows)
+    assert "toy_open_v10.txt" in cli("inspect", path, "--prompts", prompts)[1]
     for flag, gone in (("--drop-unknown-prompts", "unknown"), ("--drop-older-prompts", "older")):
-        code, out, _ = cli("prune", path, flag, "--yes")
+        code, out, _ = cli("prune", path, flag, "--yes", "--prompts", prompts)
         assert code == 0 and "goes: 1 answers" in out
         with Store(path) as pruned:
             assert hashes.pop(gone) not in {prompt for _, prompt, _ in pruned.sources()}
@@ -586,7 +669,11 @@ def test_a_file_that_changes_while_it_is_read_without_locks(tmp_path):
         assert len(list(reader.rows())) == 17
 
 
-@pytest.mark.parametrize("path", sorted(Path(store.__file__).parent.glob("recorded/*.sqlite")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted(Path(store.__file__).parent.glob("recorded/*.sqlite")),
+    ids=lambda path: path.stem,
+)
 def test_recorded_stores_are_fine_and_stay_as_they_are(path, cli):
     before, content = sorted(os.listdir(path.parent)), path.read_bytes()
     assert cli("verify", path)[0] == 0 and cli("inspect", path)[0] == 0
@@ -594,6 +681,9 @@ def test_recorded_stores_are_fine_and_stay_as_they_are(path, cli):
 
 
 def test_a_store_needs_no_heavy_packages():
-    code = "import goals.store, sys; print(*{'jax', 'torch', 'tyro', 'transformers'} & set(sys.modules))"
-    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    heavy = "{'jax', 'torch', 'tyro', 'transformers'}"
+    code = f"import goals.store, sys; print(*{heavy} & set(sys.modules))"
+    imported = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert imported.stdout.strip() == ""

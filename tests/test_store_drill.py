@@ -1,4 +1,7 @@
-"""Drills of the store: processes that are killed, files that are cut or altered. Nothing that was committed is lost or made up."""
+"""Drills of the store: processes that are killed, files that are cut or altered.
+
+Nothing that was committed is lost or made up.
+"""
 
 import json
 import os
@@ -23,15 +26,25 @@ SOURCE = ("gemma", "0123456789abcdef", "{}")
 
 
 def batch_of(worker, batch):
-    """Return the rows of a batch: half of them of this worker only, half those that all workers write."""
-    rows = [Answer(*SOURCE, f"worker {worker} batch {batch} row {row}", f"- answer {row}\n" * 9) for row in range(ROWS)]
-    rows += [Answer(*SOURCE, f"all batch {batch} row {row}", f"worker {worker}") for row in range(ROWS)]
+    """Return the rows of a batch: half are of this worker only, half all workers write."""
+    rows = [
+        Answer(*SOURCE, f"worker {worker} batch {batch} row {row}", f"- answer {row}\n" * 9)
+        for row in range(ROWS)
+    ]
+    rows += [
+        Answer(*SOURCE, f"all batch {batch} row {row}", f"worker {worker}") for row in range(ROWS)
+    ]
     vector = np.eye(4, dtype=np.float32)[batch % 4]
-    return rows + [Embedding("encoder", f"{who} batch {batch}", vector) for who in (f"worker {worker}", "all")]
+    return rows + [
+        Embedding("encoder", f"{who} batch {batch}", vector) for who in (f"worker {worker}", "all")
+    ]
 
 
 def work(path, log, worker, batches):
-    """Write batches; note each on the disk once it is committed. Begins when there is a file `go` beside the log."""
+    """Write batches; note each on the disk once it is committed.
+
+    Begins when there is a file `go` beside the log.
+    """
     with Store(path) as store, open(log, "ab", buffering=0) as file:
         until(lambda: Path(log).with_name("go").exists())
         for batch in range(int(batches)):
@@ -53,7 +66,11 @@ def started(*commands):
     processes = []
     try:
         for command in commands:
-            processes.append(subprocess.Popen([sys.executable, "-m", *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL))
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL
+                )
+            )
         yield processes
     finally:
         for process in processes:
@@ -62,7 +79,7 @@ def started(*commands):
 
 
 def verify(path):
-    command = [sys.executable, "-m", "goals.store", "verify", path]
+    command = [sys.executable, "-m", "goals.store_cli", "verify", path]
     return subprocess.run(command, cwd=ROOT, timeout=SECONDS, capture_output=True, text=True)
 
 
@@ -74,12 +91,16 @@ def test_eight_processes_write_and_two_are_killed(tmp_path):
     path = tmp_path / "stores" / "shared.sqlite"
     logs = [tmp_path / f"{worker}.log" for worker in range(SURVIVORS + VICTIMS)]
     batches = [BATCHES] * SURVIVORS + [10**9] * VICTIMS
-    commands = [("tests.test_store_drill", path, logs[i], i, number) for i, number in enumerate(batches)]
+    commands = [
+        ("tests.test_store_drill", path, logs[i], i, number) for i, number in enumerate(batches)
+    ]
     with started(*commands) as processes:
         until(lambda: all(log.exists() for log in logs))
         (tmp_path / "go").touch()
         for victim, least in zip(range(SURVIVORS, SURVIVORS + VICTIMS), (2, 5), strict=True):
-            until(lambda victim=victim, least=least: logs[victim].read_bytes().count(b"\n") >= least)
+            until(
+                lambda victim=victim, least=least: logs[victim].read_bytes().count(b"\n") >= least
+            )
             time.sleep(0.003 * least)
             processes[victim].send_signal(signal.SIGKILL)
         while_written = verify(path)
@@ -94,8 +115,11 @@ def test_eight_processes_write_and_two_are_killed(tmp_path):
     expected = 0
     for worker, log in enumerate(logs):
         done = committed(log)
-        assert done == list(range(len(done))) and (done == list(range(BATCHES)) or worker >= SURVIVORS)
-        # A killed worker may have committed one batch more than it could note, but no part of a batch.
+        assert done == list(range(len(done))) and (
+            done == list(range(BATCHES)) or worker >= SURVIVORS
+        )
+        # A killed worker may have committed one batch more than it could note, but no part of a
+        # batch.
         nearly = batch_of(worker, len(done))
         written = [row[:-1] in stored for row in nearly if f"worker {worker}" in row[-2]]
         assert all(written) or not any(written)
@@ -105,7 +129,9 @@ def test_eight_processes_write_and_two_are_killed(tmp_path):
             if isinstance(row, Embedding):
                 assert there.vector.tobytes() == row.vector.tobytes()
             else:
-                assert there.answer == row.answer or (row.question.startswith("all") and there.answer.startswith("worker"))
+                assert there.answer == row.answer or (
+                    row.question.startswith("all") and there.answer.startswith("worker")
+                )
         expected += len(done) * (ROWS + 1)
     assert sum(row[-2].startswith("worker") for row in rows) == expected
     Store(path).close()  # a reader that is the last to leave cannot fold the log in
@@ -116,10 +142,13 @@ def test_an_import_that_is_killed_leaves_nothing(tmp_path):
     path, file = tmp_path / "s.sqlite", tmp_path / "rows.jsonl"
     with Store(path) as store:
         store.put_answers(*SOURCE, {"before": "- sleep"})
-    lines = (json.dumps(Answer(*SOURCE, f"question {i}", "- eat cow\n" * 20)._asdict()) for i in range(60_000))
+    lines = (
+        json.dumps(Answer(*SOURCE, f"question {i}", "- eat cow\n" * 20)._asdict())
+        for i in range(60_000)
+    )
     file.write_text("\n".join(lines))
     log = Path(f"{path}-wal")
-    with started(("goals.store", "import", file, "--into", path)) as (process,):
+    with started(("goals.store_cli", "import", file, "--into", path)) as (process,):
         until(lambda: process.poll() is not None or (log.exists() and log.stat().st_size > 10**6))
         process.kill()
         assert process.wait(SECONDS) == -signal.SIGKILL
@@ -130,7 +159,7 @@ def test_an_import_that_is_killed_leaves_nothing(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Return the bytes of a store of some dozen pages, each of them with a structure, and its rows as texts."""
+    """Return the bytes of a store of a dozen pages, each with a structure, and its rows."""
     path = tmp_path_factory.mktemp("whole") / "s.sqlite"
     with Store(path) as store:
         for batch in range(4):
@@ -140,7 +169,10 @@ def whole(tmp_path_factory):
 
 
 def opened(path, read_only):
-    """Return the rows of a store, None if it is refused as it must be: with its name, the mend, and untouched."""
+    """Return the rows of a store, None if it is refused as it must be.
+
+    That is with its name, what to do, and untouched.
+    """
     content = path.read_bytes()
     try:
         with Store(path, read_only=read_only) as store:
@@ -148,7 +180,9 @@ def opened(path, read_only):
     except UserError as error:
         message = str(error)
         assert str(path) in message and "\n" not in message
-        assert any(mend in message for mend in ("restore it", "another path", "update the program")), message
+        assert any(
+            mend in message for mend in ("restore it", "another path", "update the program")
+        ), message
         assert path.read_bytes() == content and os.listdir(path.parent) == [path.name]
         return None
 
@@ -159,7 +193,19 @@ def test_a_store_cut_anywhere_is_refused(tmp_path, whole, read_only):
     path = tmp_path / "s.sqlite"
     pages = len(content) // 4096
     assert pages > 10
-    cuts = {0, 1, 15, 16, 99, 100, 101, 4095, 4097, len(content) - 1, *(4096 * page for page in range(1, pages))}
+    cuts = {
+        0,
+        1,
+        15,
+        16,
+        99,
+        100,
+        101,
+        4095,
+        4097,
+        len(content) - 1,
+        *(4096 * page for page in range(1, pages)),
+    }
     for cut in sorted(cuts):
         path.write_bytes(content[:cut])
         assert opened(path, read_only) is None, cut
@@ -188,7 +234,9 @@ def test_a_bit_of_a_pages_structure_is_refused_or_means_nothing(tmp_path, whole)
     content, rows = whole
     path, refused = tmp_path / "s.sqlite", []
     for page in range(1, len(content) // 4096):
-        for byte in range(14):  # the page's header of eight or twelve bytes, then where its cells are
+        for byte in range(
+            14
+        ):  # the page's header of eight or twelve bytes, then where its cells are
             path.write_bytes(flip(content, 4096 * page + byte, (page + byte) % 8))
             found = opened(path, read_only=True)
             assert found in (None, rows), (page, byte)
@@ -202,7 +250,9 @@ def test_a_log_cut_or_altered_anywhere_gives_whole_transactions(tmp_path):
         for batch in range(6):
             store.add(batch_of(0, batch))
         content, log = path.read_bytes(), Path(f"{path}-wal").read_bytes()
-    logs = [log[: len(log) * part // 16] for part in range(17)] + [flip(log, len(log) * part // 16, 3) for part in range(16)]
+    logs = [log[: len(log) * part // 16] for part in range(17)] + [
+        flip(log, len(log) * part // 16, 3) for part in range(16)
+    ]
     lengths = set()
     for number, changed in enumerate(logs):
         path = tmp_path / str(number) / "s.sqlite"
@@ -212,7 +262,12 @@ def test_a_log_cut_or_altered_anywhere_gives_whole_transactions(tmp_path):
         with Store(path) as store:
             questions = {row.question for row in store.rows() if isinstance(row, Answer)}
             batches = len(questions) // (2 * ROWS)
-            assert questions == {row[-2] for batch in range(batches) for row in batch_of(0, batch) if isinstance(row, Answer)}
+            assert questions == {
+                row[-2]
+                for batch in range(batches)
+                for row in batch_of(0, batch)
+                if isinstance(row, Answer)
+            }
             assert store.verify()[1] == {}
         lengths.add(batches)
     assert lengths == set(range(7))

@@ -4,31 +4,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goals.arguments import GoalArgs, TextArgs
 from goals.tables import (
-    GoalTables,
     SceneIndex,
     SceneTable,
     drop_needs,
     embed_facts,
     embed_goals,
+    embed_text,
+    grow_goals,
     hash_scenes,
+    is_known,
     lookup,
     pack_bits,
     refute_needs,
+    share_unanswered,
+    suggest,
     suggest_by_rules,
     suggest_by_scene,
     unpack_bits,
 )
-
-EMPTY = jnp.zeros((0,))
-
-
-def make_tables(**parts) -> GoalTables:
-    names = GoalTables.__dataclass_fields__
-    return GoalTables(**{name: parts.get(name, EMPTY) for name in names})
+from tests.helpers.tables import make_tables
+from tests.toy.world import ToyWorld
 
 
 @pytest.mark.parametrize("num_words", [1, 2])
@@ -73,9 +74,19 @@ def test_rules_equal_plain_python_on_random_masks():
     scenes = rng.integers(0, 2**32, (50, 2), np.uint32)
     needs = rng.integers(0, 2**32, (40, 2), np.uint32) & rng.integers(0, 2**32, (40, 2), np.uint32)
     needs &= rng.integers(0, 2**32, (40, 2), np.uint32) & rng.integers(0, 2**32, (40, 2), np.uint32)
-    any_of = np.where(rng.random((40, 1)) < 0.5, 0, 1 << rng.integers(0, 32, (40, 2))).astype(np.uint32)
-    sets = np.where(rng.random((40, 3, 1)) < 0.5, 0, rng.integers(0, 2**32, (40, 3, 2)) & rng.integers(0, 2**32, (40, 3, 2)))
-    sets = sets.astype(np.uint32) & rng.integers(0, 2**32, (40, 3, 2), np.uint32) & rng.integers(0, 2**32, (40, 3, 2), np.uint32)
+    any_of = np.where(rng.random((40, 1)) < 0.5, 0, 1 << rng.integers(0, 32, (40, 2))).astype(
+        np.uint32
+    )
+    sets = np.where(
+        rng.random((40, 3, 1)) < 0.5,
+        0,
+        rng.integers(0, 2**32, (40, 3, 2)) & rng.integers(0, 2**32, (40, 3, 2)),
+    )
+    sets = (
+        sets.astype(np.uint32)
+        & rng.integers(0, 2**32, (40, 3, 2), np.uint32)
+        & rng.integers(0, 2**32, (40, 3, 2), np.uint32)
+    )
     sensible = rng.random(40) < 0.7
     arrays = {"needs": needs, "alternatives": sets, "any_of": any_of, "sensible": sensible}
     tables = make_tables(**{name: jnp.asarray(array) for name, array in arrays.items()})
@@ -100,8 +111,13 @@ def test_rules_equal_plain_python_on_random_masks():
 
 
 def test_needs_refuted_by_hand():
-    needs = jnp.asarray([[0, 0], [0b011, 1], [0b100, 0], [0b111, 0]], jnp.uint32)  # the last row belongs to no caption
-    sets = jnp.asarray([[[0, 0]] * 2, [[0b110000, 0], [0, 6]], [[0b110000, 0], [0, 6]], [[0b110000, 0]] * 2], jnp.uint32)
+    needs = jnp.asarray(
+        [[0, 0], [0b011, 1], [0b100, 0], [0b111, 0]], jnp.uint32
+    )  # the last row belongs to no caption
+    sets = jnp.asarray(
+        [[[0, 0]] * 2, [[0b110000, 0], [0, 6]], [[0b110000, 0], [0, 6]], [[0b110000, 0]] * 2],
+        jnp.uint32,
+    )
     tables = make_tables(needs=needs, alternatives=sets)
     captions = jnp.asarray([[1, 1], [0, 2]])
     scenes = jnp.asarray([[[0b010001, 1], [0b100111, 2]], [[0, 0], [0b100, 4]]], jnp.uint32)
@@ -116,10 +132,15 @@ def test_needs_refuted_by_hand():
 def test_refuted_needs_equal_plain_python_on_random_play():
     rng = np.random.default_rng(2)
     needs, scenes = (rng.integers(0, 2**32, shape, np.uint32) for shape in ((32, 2), (40, 5, 2)))
-    scenes |= rng.integers(0, 2**32, (40, 5, 2), np.uint32) | rng.integers(0, 2**32, (40, 5, 2), np.uint32)
+    scenes |= rng.integers(0, 2**32, (40, 5, 2), np.uint32) | rng.integers(
+        0, 2**32, (40, 5, 2), np.uint32
+    )
     captions = rng.integers(0, 20, (40, 5))
     sets = (1 << rng.integers(0, 32, (32, 3, 2))) | (1 << rng.integers(0, 32, (32, 3, 2)))
-    needs, sets = needs & 0xFFFF, sets.astype(np.uint32) & 0xFFFF0000  # so that it can be told which of them was refuted
+    needs, sets = (
+        needs & 0xFFFF,
+        sets.astype(np.uint32) & 0xFFFF0000,
+    )  # so that it can be told which of them was refuted
     tables = make_tables(needs=jnp.asarray(needs), alternatives=jnp.asarray(sets))
     refuted = jax.jit(refute_needs)(tables, jnp.asarray(captions), jnp.asarray(scenes))
     expected = np.zeros_like(needs)
@@ -133,7 +154,11 @@ def test_refuted_needs_equal_plain_python_on_random_play():
                 if not (some & scenes[t, n]).any():
                     expected[captions[t, n]] |= some
     np.testing.assert_array_equal(refuted, expected)
-    assert 0 < (expected[:20] & needs[:20] != needs[:20]).mean() < 1 and (expected >> 16).any() and not expected[20:].any()
+    assert (
+        0 < (expected[:20] & needs[:20] != needs[:20]).mean() < 1
+        and (expected >> 16).any()
+        and not expected[20:].any()
+    )
 
 
 def test_suggestions_by_scene_read_only_what_the_prompt_tells():
@@ -161,3 +186,102 @@ def test_table_on_the_device_does_not_change_with_the_index():
     table = index.to_device()
     index.add(np.asarray([7], np.uint32))
     assert isinstance(table, SceneTable) and int(jnp.max(table.slots)) == -1
+
+
+# By the arguments
+
+
+TOLD = np.asarray([0b0000111], np.uint32)  # the toy's compact scope: no places
+
+
+def scene_tables(**parts):
+    """Return tables of the toy that know the scenes 1 and 2: [take key] in 1, no answer about 2."""
+    index = SceneIndex(1, row_capacity=4)
+    rows = [index.add(np.asarray([scene], np.uint32)) for scene in (1, 2)]
+    suggested, answered = np.zeros((4, 1), np.uint32), np.zeros(4, bool)
+    suggested[rows[0]], answered[rows[0]] = 0b10, True
+    known = {"goal_rows": index.to_device(), "text_rows": index.to_device()}
+    known |= {"suggested": jnp.asarray(suggested), "answered": jnp.asarray(answered)}
+    empty = jnp.zeros((32, 1), jnp.uint32)
+    known |= {"sensible": jnp.zeros(32, bool), "any_of": empty, "needs": empty}
+    return make_tables(**known | parts)
+
+
+def test_suggestions_come_from_the_source_that_is_named():
+    world, scenes = ToyWorld(), jnp.asarray([[0b1000001], [0b0001010], [0b0001100]], jnp.uint32)
+    states = jax.vmap(world.reset)(jax.random.split(jax.random.key(0), 3))
+    states = states.replace(position=jnp.asarray([0, 1, 3]), has_key=jnp.asarray([0, 0, 1], bool))
+    sensible = jnp.zeros(32, bool).at[1:4].set(True)
+    any_of = jnp.zeros((32, 1), jnp.uint32).at[1].set(2)
+    sets = jnp.zeros((32, 0, 1), jnp.uint32)
+    tables = scene_tables(sensible=sensible, any_of=any_of, alternatives=sets)
+
+    def goals_of(key=None, **fields):
+        args = GoalArgs(prompt_scope="compact", **fields)
+        bits = np.asarray(suggest(args, world, tables, key, states, scenes))
+        assert bits.shape == (3, 32) and bits.dtype == bool
+        return [set(np.flatnonzero(line).tolist()) for line in bits]
+
+    assert goals_of(goal_source="oracle") == [{1}, set(), {2}]
+    assert goals_of(goal_form="open") == [{1}, set(), set()]
+    assert goals_of(goal_form="closed", grounding=True) == [set()] * 3
+    for fields in ({"goal_source": "novelty"}, {"goal_source": "grounded"}, {}):
+        assert goals_of(**fields) == [{2, 3}, {1, 2, 3}, {2, 3}]
+    drawn = goals_of(jax.random.key(1), goal_source="uniform", uniform_goals=2)
+    assert all(goals <= {1, 2, 3} and 0 < len(goals) <= 2 for goals in drawn)
+
+
+def test_a_scene_is_known_if_nothing_is_waited_for():
+    tables, scenes = scene_tables(), jnp.asarray([[1], [0b1000010], [4]], jnp.uint32)
+
+    def known(args):
+        return is_known(args, TOLD, tables, scenes).tolist()
+
+    assert known(TextArgs()) == known(TextArgs(text_observation="facts")) == [True] * 3
+    assert known(TextArgs(text_observation="caption")) == [True, False, False]
+    assert known(GoalArgs(goal_form="open")) == [True, True, False]
+    assert known(GoalArgs(goal_form="open", resolve="async")) == [True] * 3
+    assert known(GoalArgs(goal_form="open", text_observation="caption")) == [True, False, False]
+    assert known(GoalArgs()) == [True] * 3
+
+
+def test_the_share_of_scenes_without_an_answer():
+    tables = scene_tables()
+    scenes = jnp.asarray([[[1], [0b1000001]], [[2], [4]]], jnp.uint32)
+    for args, share in ((GoalArgs(goal_form="open"), 0.5), (GoalArgs(), 0.0), (TextArgs(), 0.0)):
+        assert float(share_unanswered(args, TOLD, tables, scenes)) == share
+
+
+def test_text_is_embedded_as_the_arguments_say():
+    tables = scene_tables(
+        text_embeddings=jnp.asarray([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]]),
+        fact_embeddings=jnp.eye(2),
+    )
+    scenes = jnp.asarray([[2], [3]], jnp.uint32)
+    assert embed_text(TextArgs(), tables, scenes).shape == (2, 0)
+    caption = embed_text(TextArgs(text_observation="caption"), tables, scenes)
+    assert caption.tolist() == [[3.0, 4.0], [0.0, 0.0]]
+    facts = embed_text(TextArgs(text_observation="facts"), tables, scenes)
+    np.testing.assert_array_equal(facts, embed_facts(tables, scenes))
+
+
+@struct.dataclass
+class Moment:
+    """A tree as a script keeps it."""
+
+    achieved: jax.Array
+    suggested: jax.Array
+    goals: jax.Array
+    other: jax.Array
+
+
+def test_growing_pads_what_has_an_axis_of_goals():
+    bits = jnp.ones((2, 32), bool)
+    moment = Moment(bits, pack_bits(bits), jnp.ones((2, 5)), bits)
+    grown = grow_goals({"now": moment, "achieved": bits[:, :0], "goals": bits[0]}, 128)
+    assert grown["now"].achieved.shape == (2, 128) and grown["now"].achieved.sum() == 2 * 32
+    assert unpack_bits(grown["now"].suggested).tolist() == grown["now"].achieved.tolist()
+    assert grown["now"].goals is moment.goals and grown["now"].other is moment.other
+    assert grown["achieved"].shape == (2, 0) and grown["goals"].shape == (128,)
+    same = grow_goals(moment, 32)
+    assert all(x is y for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(moment), strict=True))

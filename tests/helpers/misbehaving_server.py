@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that speaks OpenAI's interface and goes wrong where a test tells it to."""
+"""A real HTTP server on loopback that speaks OpenAI's interface and goes wrong when told to."""
 
 import gzip
 import json
@@ -21,19 +21,26 @@ ROUTES = ("models", "completions", "chat/completions")
 class MisbehavingServer(ThreadingHTTPServer):
     """Serve `model` at `url` until closed.
 
-    routes: the paths under /v1/ that exist; most_listed: the most log-probabilities granted; own_name: what answers call the
-    model; entry: what the list of models says of it; behind: the address of a real server that gives the good answers instead.
-    Later on, fault(prompt, attempt) names what goes wrong with a request, "" for nothing: an HTTP status, or a key of the dicts
-    below; answer(prompt) is the text of a good answer. prompts counts what was asked, most_at_once the most requests under way.
+    routes: the paths under /v1/ that exist; most_listed: the most log-probabilities granted;
+    own_name: what answers call the model; entry: what the list of models says of it; behind: the
+    address of a real server that gives the good answers instead. Later on, fault(prompt, attempt)
+    names what goes wrong with a request, "" for nothing: an HTTP status, or a key of the dicts
+    below; answer(prompt) is the text of a good answer. prompts counts what was asked, most_at_once
+    the most requests under way.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, model="tiny", *, routes=ROUTES, most_listed=20, own_name=None, entry=None, behind=""):
+    def __init__(
+        self, model="tiny", *, routes=ROUTES, most_listed=20, own_name=None, entry=None, behind=""
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.routes, self.most_listed, self.behind = model, routes, most_listed, behind
-        self.own_name, self.entry = own_name or model, {"id": model, "object": "model"} | (entry or {})
+        self.own_name, self.entry = (
+            own_name or model,
+            {"id": model, "object": "model"} | (entry or {}),
+        )
         self.fault: Callable[[str, int], str] = lambda prompt, attempt: ""
         self.answer: Callable[[str], str] = answer_to
         self.counts_tokens = True
@@ -45,7 +52,9 @@ class MisbehavingServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.closed = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def close(self) -> None:
         """Stop answering; from now on connections are refused."""
@@ -102,18 +111,34 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.removeprefix("/v1/") not in self.server.routes:
             return self.send(b'{"detail": "Not Found"}', 404)
         if body["model"].rpartition("/")[2] != self.server.model.rpartition("/")[2]:
-            return self.send(json.dumps({"error": {"message": f"The model {body['model']} does not exist."}}).encode(), 404)
+            return self.send(
+                json.dumps(
+                    {"error": {"message": f"The model {body['model']} does not exist."}}
+                ).encode(),
+                404,
+            )
         if listed > self.server.most_listed:
-            return self.send(json.dumps({"error": {"message": f"at most {self.server.most_listed} logprobs"}}).encode(), 400)
+            return self.send(
+                json.dumps(
+                    {"error": {"message": f"at most {self.server.most_listed} logprobs"}}
+                ).encode(),
+                400,
+            )
         if fault and not fault.isdecimal():
             return (FAULTS | ECHOES | REDIRECTS | ENDS)[fault](self, body, prompt)
         if fault:
             return self.send(b'{"error": {"message": "scripted"}}', int(fault))
         if self.server.behind:
-            request = Request(self.server.behind + self.path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            request = Request(
+                self.server.behind + self.path,
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
             with urlopen(request, timeout=LONGEST) as answer:
                 return self.send(answer.read())
-        return self.send(json.dumps(self.completion(body, prompt, self.server.answer(prompt))).encode())
+        return self.send(
+            json.dumps(self.completion(body, prompt, self.server.answer(prompt))).encode()
+        )
 
     def completion(self, body, prompt, text):
         """Return a good answer."""
@@ -123,11 +148,22 @@ class Handler(BaseHTTPRequestHandler):
         tokens = first_tokens(prompt)
         if body.get("logprobs") and self.server.most_listed:
             old = {"top_logprobs": [tokens]}
-            new = {"content": [{"top_logprobs": [{"token": token, "logprob": p} for token, p in tokens.items()]}]}
+            new = {
+                "content": [
+                    {
+                        "top_logprobs": [
+                            {"token": token, "logprob": p} for token, p in tokens.items()
+                        ]
+                    }
+                ]
+            }
             choice["logprobs"] = new if chat else old
         answer = {"id": "1", "model": self.server.own_name, "choices": [choice]}
         if self.server.counts_tokens:
-            answer["usage"] = {"prompt_tokens": len(prompt.split()), "completion_tokens": body["max_tokens"]}
+            answer["usage"] = {
+                "prompt_tokens": len(prompt.split()),
+                "completion_tokens": body["max_tokens"],
+            }
         return answer
 
     def send(self, content, status=200, headers=None, length=None):
@@ -148,7 +184,10 @@ def answer_to(prompt: str) -> str:
 
 
 def first_tokens(prompt: str) -> dict[str, float]:
-    """Return log-probabilities of first tokens that depend on the prompt; yes and no in two spellings each."""
+    """Return log-probabilities of first tokens that depend on the prompt.
+
+    Yes and no come in two spellings each.
+    """
     share = zlib.crc32(prompt.encode("utf-8", "replace")) / 2**32
     return {" yes": -0.1 - share, "Yes": -3.0, " no": -1.5 + share, " No": -2.5, " maybe": -6.0}
 
@@ -200,7 +239,9 @@ def _says(make):
 def _refuses(status, **headers):
     def fault(handler, body, prompt):
         late = {name: value() if callable(value) else value for name, value in headers.items()}
-        handler.send(b"slow down", status, {name.replace("_", "-"): value for name, value in late.items()})
+        handler.send(
+            b"slow down", status, {name.replace("_", "-"): value for name, value in late.items()}
+        )
 
     return fault
 
@@ -239,17 +280,26 @@ FAULTS = {
     "trickles": _trickle,
     "endless": _endless,
     "429 with seconds": _refuses(429, Retry_After="7"),
-    "429 with a date": _refuses(429, Retry_After=lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)),
+    "429 with a date": _refuses(
+        429,
+        Retry_After=lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True),
+    ),
     "429 for a year": _refuses(429, Retry_After="31536000"),
     "429 with nonsense": _refuses(429, Retry_After="soon, 99999999999999999999"),
     "not JSON": _says(lambda prompt, good: b"<html>It works!</html>"),
     "cut JSON": _says(lambda prompt, good: json.dumps(good).encode()[:-9]),
     "deep JSON": _says(lambda prompt, good: b"[" * 200_000),
     "no body": _says(lambda prompt, good: b""),
-    "1 MB": _says(lambda prompt, good: good | {"choices": [{"text": "- goal\n" * (MEGABYTE // 7 + 1)}]}),
-    "Latin-1": _says(lambda prompt, good: json.dumps(good | {"id": "é"}, ensure_ascii=False).encode("latin-1")),
+    "1 MB": _says(
+        lambda prompt, good: good | {"choices": [{"text": "- goal\n" * (MEGABYTE // 7 + 1)}]}
+    ),
+    "Latin-1": _says(
+        lambda prompt, good: json.dumps(good | {"id": "é"}, ensure_ascii=False).encode("latin-1")
+    ),
     "gzip": _says(lambda prompt, good: gzip.compress(json.dumps(good).encode())),
-    "half a character": _with(text="- \ud83d goal", message={"content": "- \ud83d goal"}, logprobs=None),
+    "half a character": _with(
+        text="- \ud83d goal", message={"content": "- \ud83d goal"}, logprobs=None
+    ),
     "null": _says(lambda prompt, good: None),
     "a list": _says(lambda prompt, good: [good]),
     "no choices": _says(lambda prompt, good: {"object": "text_completion"}),
@@ -257,10 +307,16 @@ FAULTS = {
     "null text": _with(text=None, message=None, logprobs=None),
     "a number as text": _with(text=7, message={"content": 7}, logprobs=7),
     "no logprobs": _with(text=None, logprobs={"top_logprobs": [{}]}),
-    "infinite logprobs": _with(text=None, logprobs={"top_logprobs": [{" yes": float("-inf"), " no": -1.0}]}),
-    "NaN logprobs": _with(text=None, logprobs={"top_logprobs": [{" yes": float("nan"), " no": -1.0}]}),
+    "infinite logprobs": _with(
+        text=None, logprobs={"top_logprobs": [{" yes": float("-inf"), " no": -1.0}]}
+    ),
+    "NaN logprobs": _with(
+        text=None, logprobs={"top_logprobs": [{" yes": float("nan"), " no": -1.0}]}
+    ),
     "positive logprobs": _with(text=None, logprobs={"top_logprobs": [{" yes": 0.9, " no": 0.1}]}),
-    "words as logprobs": _with(text=None, logprobs={"content": [{"top_logprobs": [{"token": " yes", "logprob": "-1"}]}]}),
+    "words as logprobs": _with(
+        text=None, logprobs={"content": [{"top_logprobs": [{"token": " yes", "logprob": "-1"}]}]}
+    ),
 }
 # Each of these repeats the key: wherever a good answer can, and in an error.
 ECHOES = {"repeats the key": _echo, "repeats the key in an error": _echo_error}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from goals.language_models import Usage
+from goals.model import Usage
 from lab.errors import UserError
 
 
@@ -12,7 +12,10 @@ def last_line(prompt: str) -> str:
 
 
 class ScriptedModel:
-    """Answer by odds(prompt), log-odds of yes or None, and likelihood(prompt, candidate) [nats]; keep all prompts in `asked`."""
+    """Answer by odds(prompt), log-odds of yes or None, and likelihood(prompt, candidate) [nats].
+
+    All prompts are kept in `asked`.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,9 @@ class ScriptedModel:
             raise UserError(f"{self.name} cannot score candidates")
         self.asked += prompts
         self.candidates = list(candidates)
-        return [[self.likelihood(prompt, candidate) for candidate in candidates] for prompt in prompts]
+        return [
+            [self.likelihood(prompt, candidate) for candidate in candidates] for prompt in prompts
+        ]
 
     def close(self):
         pass
