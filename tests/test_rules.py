@@ -578,7 +578,7 @@ def test_a_model_that_knows_the_world_gives_its_rules(store, can_score):
     # All there is to know is in the store, also of a model that cannot score phrases.
     again, replay = RulesForm(Village(), CRAFTER_PROMPTS, recipe=RECIPE), Asker(model.name, store)
     again.prepare(replay.answers)
-    assert replay.usage.unanswered == 0 and replay.usage.store_hits == 9 + 7 * 5 + 5 * 3
+    assert replay.costs.unanswered == 0 and replay.costs.store_hits == 9 + 7 * 5 + 5 * 3
     np.testing.assert_array_equal(again.sensible, form.sensible)
     np.testing.assert_array_equal(again.rules.needs, form.rules.needs)
 
@@ -597,7 +597,7 @@ def test_what_got_no_answer_is_asked_again(store):
     )
     asker = Asker(model.name, store, model)
     form.prepare(asker.answers)
-    assert asker.usage.unanswered == 1 + 5
+    assert asker.costs.unanswered == 1 + 5
     assert form.rules.sensible[1] and not form.rules.needs[:, 1].any()
     again = ScriptedModel(knows, likely)
     form.prepare(Asker(model.name, store, again).answers)

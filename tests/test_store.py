@@ -531,18 +531,41 @@ def test_import_refuses_a_file_cut_short(tmp_path, cli):
     assert cli("import", tmp_path / "no.jsonl", "--into", path)[0] == 2
 
 
-FAULTS = {
-    "INSERT INTO answers VALUES (9, 'q', 'a')": "answers: an answer has no source",
-    "UPDATE answers SET answer = CAST(x'ff' AS TEXT) WHERE question = 'q0'": "answers: a text is not UTF-8",
-    "UPDATE answers SET question = x'ff' WHERE question = 'q0' AND source = 1": "answers: a text is not UTF-8",
-    "UPDATE sources SET model = x'4d' WHERE id = 1": "sources: a text is not UTF-8",
-    "UPDATE embeddings SET vector = x'0000803f' WHERE text = 'm'": "embeddings: a vector has 1 numbers, others of its encoder 4",
-    "UPDATE embeddings SET vector = x'00' WHERE text = 'm'": "embeddings: a vector is not made of float32 numbers",
-    "UPDATE embeddings SET vector = 'text' WHERE text = 'm'": "embeddings: a vector is not made of float32 numbers",
-    "UPDATE embeddings SET vector = x'0000c07f000000000000000000000000' WHERE text = 'm'": "embeddings: a vector is not finite",
-    "UPDATE embeddings SET vector = zeroblob(16) WHERE text = 'm'": "embeddings: a vector is not of unit length",
-    "CREATE INDEX other ON answers (answer)": "the tables are not those of the schema",
-}
+FAULTS = dict(
+    [
+        ("INSERT INTO answers VALUES (9, 'q', 'a')", "answers: an answer has no source"),
+        (
+            "UPDATE answers SET answer = CAST(x'ff' AS TEXT) WHERE question = 'q0'",
+            "answers: a text is not UTF-8",
+        ),
+        (
+            "UPDATE answers SET question = x'ff' WHERE question = 'q0' AND source = 1",
+            "answers: a text is not UTF-8",
+        ),
+        ("UPDATE sources SET model = x'4d' WHERE id = 1", "sources: a text is not UTF-8"),
+        (
+            "UPDATE embeddings SET vector = x'0000803f' WHERE text = 'm'",
+            "embeddings: a vector has 1 numbers, others of its encoder 4",
+        ),
+        (
+            "UPDATE embeddings SET vector = x'00' WHERE text = 'm'",
+            "embeddings: a vector is not made of float32 numbers",
+        ),
+        (
+            "UPDATE embeddings SET vector = 'text' WHERE text = 'm'",
+            "embeddings: a vector is not made of float32 numbers",
+        ),
+        (
+            "UPDATE embeddings SET vector = x'0000c07f000000000000000000000000' WHERE text = 'm'",
+            "embeddings: a vector is not finite",
+        ),
+        (
+            "UPDATE embeddings SET vector = zeroblob(16) WHERE text = 'm'",
+            "embeddings: a vector is not of unit length",
+        ),
+        ("CREATE INDEX other ON answers (answer)", "the tables are not those of the schema"),
+    ]
+)
 
 
 @pytest.mark.parametrize("statement", FAULTS)
