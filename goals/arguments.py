@@ -45,6 +45,11 @@ class TextArgs:
         return False
 
     @property
+    def reads_scenes(self) -> bool:
+        """Whether anything depends on the scenes of a rollout."""
+        return self.text_observation != "none"
+
+    @property
     def asks(self) -> bool:
         """Whether scenes may turn up that the host must make known first."""
         return self.waits_for_goals or self.text_observation == "caption"
@@ -137,3 +142,8 @@ class GoalArgs(TextArgs):
     def reads_goals(self) -> bool:
         """Whether the policy reads the goals."""
         return self.goal_conditioned and self.goal_source != "none"
+
+    @property
+    def reads_scenes(self) -> bool:
+        """Whether anything depends on the scenes of a rollout."""
+        return self.goal_source != "none" or super().reads_scenes

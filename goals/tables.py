@@ -206,25 +206,24 @@ def suggest_by_scene(
     return jnp.where((rows >= 0)[..., None], tables.suggested[rows], 0), rows
 
 
-def is_known(
-    args: TextArgs, prompt_mask: np.ndarray, tables: GoalTables, scenes: jax.Array
-) -> jax.Array:
+def is_known(args: TextArgs, world: World, tables: GoalTables, scenes: jax.Array) -> jax.Array:
     """Return in which scenes [..., W] uint32 the run need not wait for anything, [...] bool."""
     known = jnp.ones(scenes.shape[:-1], bool)
     if args.text_observation == "caption":
         known &= lookup(tables.text_rows, scenes) >= 0
     if args.waits_for_goals:
+        prompt_mask = world.prompt_mask(args.prompt_scope)
         known &= suggest_by_scene(tables, prompt_mask, scenes)[1] >= 0
     return known
 
 
 def share_unanswered(
-    args: TextArgs, prompt_mask: np.ndarray, tables: GoalTables, scenes: jax.Array
+    args: TextArgs, world: World, tables: GoalTables, scenes: jax.Array
 ) -> jax.Array:
     """Return the share of scenes [T, N, W] for which no language model has answered, float32 []."""
     if not args.per_scene:
         return jnp.zeros(())
-    rows = suggest_by_scene(tables, prompt_mask, scenes)[1]
+    rows = suggest_by_scene(tables, world.prompt_mask(args.prompt_scope), scenes)[1]
     return 1.0 - (tables.answered[rows] & (rows >= 0)).mean()
 
 
@@ -291,7 +290,7 @@ def grow_goals(tree: Tree, num_goals: int) -> Tree:
 
     def grow(path: tuple, leaf: jax.Array) -> jax.Array:
         name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
-        if name not in ("achieved", "suggested", "goals") or not leaf.shape[-1]:
+        if name not in ("achieved", "achieved_before", "suggested", "goals") or not leaf.shape[-1]:
             return leaf
         sizes = {np.dtype(bool): num_goals, np.dtype(np.uint32): num_goals // 32}
         more = sizes.get(leaf.dtype, 0) - leaf.shape[-1]

@@ -1,24 +1,35 @@
-"""Play episodes with a trained run's policy: python -m lab.evaluate --run-dir runs/<name> --episodes 64 [--film]."""
+"""Evaluate a trained run: python -m lab.evaluate --run-dir runs/<name> --episodes 64 --film."""
 
 import dataclasses
 import importlib.util
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 
+from goals.service import GoalService
+from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
 from lab.errors import UserError
 from lab.film import film_frames, make_film
+from lab.play import Policy, play
 from lab.run import read_config, write_json
+from lab.session import restore
+from worlds import make_world
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Args:
-    """Evaluate a run by the script that trained it; writes evaluation.json, and film.gif if asked, into the run."""
+    """Evaluate a run by the script that trained it.
+
+    Writes evaluation.json, and film.gif if asked, into the run's directory.
+    """
 
     run_dir: str
     """directory of the run"""
@@ -30,11 +41,12 @@ class Args:
     """also film the first episode"""
 
 
-def load_script(name: str):
-    """Import the script of this repository that a run names; raises UserError for any other file."""
+def load_script(name: str) -> ModuleType:
+    """Import the script of this repository that a run names; any other is a UserError."""
     path = (ROOT / name).resolve()
     if ROOT not in path.parents or path.suffix != ".py" or not path.is_file():
-        raise UserError(f"the run was made by {name}, which is not in {ROOT}: put the script back to evaluate its runs")
+        missing = f"the run was made by {name}, which is not in {ROOT}"
+        raise UserError(f"{missing}: put the script back to evaluate its runs")
     module_name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
@@ -43,23 +55,43 @@ def load_script(name: str):
     return sys.modules[module_name]
 
 
-def main(args: Args) -> dict:
+def load_run(script: ModuleType, run_dir: str | Path) -> tuple[Policy, GoalService, Any]:
+    """Return a run's policy, its service and the state of its last checkpoint.
+
+    Arguments that the run did not know yet have their defaults.
+    """
+    recorded = read_config(run_dir)["arguments"]
+    names = {field.name for field in dataclasses.fields(script.Args)}
+    args = script.Args(**{name: value for name, value in recorded.items() if name in names})
+    world = make_world(args)
+    service = GoalService(world, args, seed=args.seed)
+    service.prepare()
+    setup = script.make_setup(args, world, service)
+    with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
+        state, _ = restore(checkpoints, service, partial(script.init_state, setup))
+    return Policy(setup, script.act), service, state
+
+
+def main(args: Args) -> dict[str, Any]:
     """Evaluate, print the success rates, and return what evaluation.json holds."""
     if args.episodes < 1:
         raise UserError(f"--episodes {args.episodes}: at least one episode must be played")
     script = load_script(read_config(args.run_dir)["script"])
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    setup, service, params = script.load_run(args.run_dir)
-    statistics, shown = script.evaluate(setup, service, params, args.episodes, jax.random.key(args.seed))
-    run_dir = Path(args.run_dir)
+    policy, service, state = load_run(script, args.run_dir)
+    key = jax.random.key(args.seed)
+    statistics, shown = play(policy, service, state.params, args.episodes, key)
+    run_dir, world = Path(args.run_dir), policy.setup.world
     write_json(run_dir / "evaluation.json", {**dataclasses.asdict(args), **statistics})
     if args.film:
-        make_film(film_frames(setup.world, service.goals, shown), run_dir / "film.gif")
+        make_film(film_frames(world, service.goals, shown), run_dir / "film.gif")
     service.close()
     for name, rate in sorted(statistics["success_rates"].items(), key=lambda item: -item[1]):
         print(f"{rate:7.1%}  {name}")
-    error = statistics["achievements_standard_error"]
-    print(f"{statistics['achievements_per_episode']:.2f} ± {error:.2f} achievements per episode, {args.episodes} episodes")
+    score = statistics[f"{world.score_name}_per_episode"]
+    error = statistics[f"{world.score_name}_standard_error"]
+    words = world.score_name.replace("_", " ")
+    print(f"{score:.2f} ± {error:.2f} {words} per episode, {args.episodes} episodes")
     return statistics
 
 

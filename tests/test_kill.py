@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_ellm_ppo import assert_equal_trees
-from tests.toy_world import ToyWorld
+from tests.helpers.table_model import TableModel
+from tests.toy.world import ToyWorld
 from tests.train_toy import SETTINGS
-from tests.training import TableModel, train
+from tests.training import assert_equal_trees, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +22,9 @@ def count_lines(file: Path) -> int:
 
 @pytest.mark.slow
 def test_three_kills_leave_no_trace(monkeypatch, tmp_path):
-    _, whole, whole_lines = train(monkeypatch, ToyWorld(), tmp_path, "whole", TableModel(), **SETTINGS)
+    _, whole, whole_lines = train(
+        monkeypatch, ToyWorld(), tmp_path, "whole", TableModel(), **SETTINGS
+    )
     metrics = tmp_path / "killed" / "metrics.jsonl"
     chance = random.Random(0)
     kills = 0
@@ -39,6 +41,8 @@ def test_three_kills_leave_no_trace(monkeypatch, tmp_path):
         process.kill()
         kills += process.wait() == -9
     assert kills == 3 and count_lines(metrics) < 60
-    _, resumed, resumed_lines = train(monkeypatch, ToyWorld(), tmp_path, "killed", TableModel(), **SETTINGS)
+    _, resumed, resumed_lines = train(
+        monkeypatch, ToyWorld(), tmp_path, "killed", TableModel(), **SETTINGS
+    )
     assert_equal_trees(whole, resumed)
     assert whole_lines == resumed_lines

@@ -418,13 +418,13 @@ def test_a_run_without_goals_may_read_the_scene_in_words(tmp_path):
     service.prepare()
     assert service.holds_up and service.source == "none" and service.language_model is None
     scenes = jnp.asarray(SCENES)
-    assert not is_known(args, service.prompt_mask, service.tables, scenes).any()
+    assert not is_known(args, service.world, service.tables, scenes).any()
     service.know(SCENES)
-    assert is_known(args, service.prompt_mask, service.tables, scenes).all()
+    assert is_known(args, service.world, service.tables, scenes).all()
     assert service.metrics() == {"scenes": 8} and service.embedding_size == 384
     assert service.tables.embeddings.shape == (32, 0) and service.goals == list(ToyWorld.captions)
     assert not service.observe(scenes[:, None], jnp.zeros((8, 1), jnp.int32))
     resumed = GoalService(ToyWorld(), args)
     resumed.prepare()
     resumed.restore(json.loads(json.dumps(service.state())))
-    assert is_known(args, service.prompt_mask, resumed.tables, scenes).all()
+    assert is_known(args, service.world, resumed.tables, scenes).all()

@@ -191,7 +191,6 @@ def test_table_on_the_device_does_not_change_with_the_index():
 # By the arguments
 
 
-TOLD = np.asarray([0b0000111], np.uint32)  # the toy's compact scope: no places
 
 
 def scene_tables(**parts):
@@ -235,21 +234,27 @@ def test_a_scene_is_known_if_nothing_is_waited_for():
     tables, scenes = scene_tables(), jnp.asarray([[1], [0b1000010], [4]], jnp.uint32)
 
     def known(args):
-        return is_known(args, TOLD, tables, scenes).tolist()
+        return is_known(args, ToyWorld(), tables, scenes).tolist()
 
     assert known(TextArgs()) == known(TextArgs(text_observation="facts")) == [True] * 3
     assert known(TextArgs(text_observation="caption")) == [True, False, False]
-    assert known(GoalArgs(goal_form="open")) == [True, True, False]
-    assert known(GoalArgs(goal_form="open", resolve="async")) == [True] * 3
-    assert known(GoalArgs(goal_form="open", text_observation="caption")) == [True, False, False]
+    assert known(GoalArgs(prompt_scope="compact", goal_form="open")) == [True, True, False]
+    assert known(GoalArgs(prompt_scope="compact", goal_form="open", resolve="async")) == [True] * 3
+    assert known(
+        GoalArgs(prompt_scope="compact", goal_form="open", text_observation="caption")
+    ) == [True, False, False]
     assert known(GoalArgs()) == [True] * 3
 
 
 def test_the_share_of_scenes_without_an_answer():
     tables = scene_tables()
     scenes = jnp.asarray([[[1], [0b1000001]], [[2], [4]]], jnp.uint32)
-    for args, share in ((GoalArgs(goal_form="open"), 0.5), (GoalArgs(), 0.0), (TextArgs(), 0.0)):
-        assert float(share_unanswered(args, TOLD, tables, scenes)) == share
+    for args, share in (
+        (GoalArgs(prompt_scope="compact", goal_form="open"), 0.5),
+        (GoalArgs(), 0.0),
+        (TextArgs(), 0.0),
+    ):
+        assert float(share_unanswered(args, ToyWorld(), tables, scenes)) == share
 
 
 def test_text_is_embedded_as_the_arguments_say():

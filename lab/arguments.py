@@ -1,0 +1,24 @@
+"""The arguments that every script has: how long, where to, and what is made of a run."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """A run; FREE: fields in which the command that resumes it may differ."""
+
+    FREE: ClassVar[tuple[str, ...]] = (
+        *("run_dir", "checkpoint_every", "evaluate_episodes", "film", "track"),
+        "compilation_cache",
+    )
+
+    seed: int = 1  # seed of everything random
+    run_dir: str | None = None
+    """directory of the run; a run of the same configuration is resumed; default: new, under runs/"""
+    total_timesteps: int = 1_500_000  # length of the training [env steps], rounded down to updates
+    checkpoint_every: int = 100  # time between checkpoints [updates]; the last update has one
+    evaluate_episodes: int = 64  # episodes played after the training; 0: none
+    film: bool = True  # make film.gif of the first evaluation episode
+    track: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
+    compilation_cache: bool = True  # keep compiled programs in ~/.cache/ellm for the next start

@@ -1,0 +1,179 @@
+"""A run from its first line to its summary: what every script's `main` does around its updates."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from goals.service import GoalService
+from goals.tables import GoalTables
+from lab.arguments import RunArgs
+from lab.checkpoint import Checkpoints
+from lab.compile_clock import CompileClock
+from lab.errors import UserError
+from lab.film import film_frames, make_film
+from lab.metrics import costs, metrics_line, summarise
+from lab.play import Policy, play
+from lab.plots import learning_curve
+from lab.progress import Progress
+from lab.run import Run, read_config, read_metrics
+from worlds.world import World
+
+CACHE = "~/.cache/ellm/xla"
+
+
+def configure(args: RunArgs) -> None:
+    """Set what must be set before anything is compiled."""
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    if args.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Session:
+    """One run of a script: its directory, checkpoints, progress, metrics, evaluation and summary.
+
+    args: the script's, with `num_updates` and `batch_size` [env steps per update]. Raises
+    UserError, before anything is written, where the directory holds another run. Closing it closes
+    the service.
+    """
+
+    def __init__(self, args: RunArgs, world: World, service: GoalService, name: str, script: str):
+        self.args, self.world, self.service = args, world, service
+        self._start, self._clock = time.perf_counter(), CompileClock()
+        self._before = {"wall_seconds": 0.0, "compile_seconds": 0.0}
+        facts = {
+            "language_model": service.language_model,
+            "prompts": service.prompts,
+            "score_name": world.score_name,
+        }
+        free = {field for group in type(args).__mro__ for field in getattr(group, "FREE", ())}
+        fields = dataclasses.asdict(args)
+        identity = [field for field in fields if field not in free] + ["language_model", "prompts"]
+        path = args.run_dir or f"runs/{name}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        with ExitStack() as stack:
+            stack.callback(service.close)
+            run = Run(
+                path,
+                fields,
+                facts,
+                identity,
+                track=args.track,
+                script=script,
+                packages=world.packages,
+            )
+            self.run = stack.enter_context(run)
+            print(f"{self.run.path}: {service.describe()}", flush=True)
+            self.checkpoints = stack.enter_context(Checkpoints(self.run.path / "checkpoints"))
+            total = args.num_updates * args.batch_size
+            self.progress = stack.enter_context(Progress(total, score_name=world.score_name))
+            service.on_progress = self.progress.waiting
+            service.prepare()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stack.__exit__(*exception)
+
+    def begin(self, init: Callable[[GoalTables], Any]) -> Any:
+        """Return the state of the last checkpoint, or the first; its `update` counts updates."""
+        if self.checkpoints.latest_step() is None:
+            state = init(self.service.tables)
+        else:
+            state, self._before = restore(self.checkpoints, self.service, init)
+        self._update = int(state.update)
+        self.run.truncate_after(self._update * self.args.batch_size)
+        self._ended = time.perf_counter()
+        return state
+
+    def updates(self) -> Iterator[int]:
+        """Yield the number of each update that is left, from 1; `log` must be called in each."""
+        for self._update in range(self._update + 1, self.args.num_updates + 1):
+            self._began, self._compiled = time.perf_counter(), self._clock.seconds
+            yield self._update
+
+    def log(self, state: Any, metrics: dict[str, Any]) -> None:
+        """Write the update's line of metrics, and a checkpoint when one is due.
+
+        Raises UserError, the state saved, if asking in the background has failed.
+        """
+        args, service, number = self.args, self.service, self._update
+        metrics = jax.device_get(metrics)  # HOST WAITS for the device.
+        host_seconds, self._ended = self._began - self._ended, time.perf_counter()
+        seconds = self._ended - self._began - (self._clock.seconds - self._compiled)
+        line = {"update": number, "env_steps": number * args.batch_size}
+        line |= metrics_line(self.world, metrics) | service.metrics()
+        line["time"] = {
+            "seconds": seconds,
+            "sps": args.batch_size / seconds,
+            "host_seconds": host_seconds,
+        }
+        self.run.log(line)
+        score = line[f"{self.world.score_name}_per_episode"]
+        self.progress.update(line["env_steps"], score, service.num_scenes, service.queue_length)
+        failure = service.failure
+        if number % args.checkpoint_every == 0 or number == args.num_updates or failure:
+            self.checkpoints.save(
+                number, state, {"service": service.state(), "spent": self._spent()}
+            )
+        if failure:
+            raise UserError(
+                f"{failure}; all is kept: resume with --run-dir {self.run.path}"
+            ) from failure
+
+    def finish(self, policy: Policy, params: Any) -> dict[str, Any]:
+        """Evaluate, film and report; return the content of summary.json."""
+        args, service, path = self.args, self.service, self.run.path
+        service.finish(drain=getattr(args, "on_exit", "discard") == "drain")
+        summary = summarise(read_metrics(path), self.world)
+        learning_curve(path, path / "curve.png")
+        shown = []
+        if args.evaluate_episodes:
+            self.progress.phase("evaluating")
+            key = jax.random.fold_in(jax.random.key(args.seed), 1)
+            summary["evaluation"], shown = play(
+                policy, service, params, args.evaluate_episodes, key
+            )
+        env_steps = args.num_updates * args.batch_size
+        summary |= {
+            "env_steps": env_steps,
+            **self._spent(),
+            **costs(dataclasses.asdict(service.usage), env_steps),
+            "scenes": service.num_scenes,
+            "goals": len(service.goals),
+            "language_model": service.language_model,
+            "git_commit": read_config(path)["git_commit"],
+        }
+        self.run.write_summary(summary)
+        if args.film and shown:
+            self.progress.phase("filming")
+            make_film(film_frames(self.world, service.goals, shown), path / "film.gif")
+        self.progress.close()
+        name = self.world.score_name
+        score = summary[f"{name}_per_episode"]
+        words = name.replace("_", " ")
+        ended = "no episode ended" if score is None else f"{score:.2f} {words} per episode"
+        print(f"{path}: {ended}", flush=True)
+        return summary
+
+    def _spent(self) -> dict[str, float]:
+        return {
+            "wall_seconds": self._before["wall_seconds"] + time.perf_counter() - self._start,
+            "compile_seconds": self._before["compile_seconds"] + self._clock.seconds,
+        }
+
+
+def restore(
+    checkpoints: Checkpoints, service: GoalService, init: Callable[[GoalTables], Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Bring the service to the last checkpoint; return its state and what the run had spent."""
+    host = checkpoints.host()
+    service.restore(host["service"])
+    state, _ = checkpoints.restore(jax.eval_shape(init, service.tables))
+    return state, host["spent"]
