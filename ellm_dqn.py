@@ -1,29 +1,25 @@
-"""ELLM with DQN, the paper's learner: a language model says what would make sense now, and the agent is paid for doing it.
+"""ELLM with DQN, the paper's learner: rewards for goals that a language model suggests.
 
-Each scene is put into words, a language model suggests goals for it, and a step whose caption matches a suggested goal, by the
-cosine of their sentence embeddings, earns that similarity, once per goal and episode (Du et al., ICML 2023). Dueling n-step
-Q-learning, double (the paper's) or Munchausen, learns from a replay on the device; steps are rewarded before they enter it.
+Each scene is put into words and a language model suggests goals for it. A step whose caption
+matches a suggested goal, by the cosine of their sentence embeddings, earns that similarity, once
+per goal and episode (Du et al., ICML 2023). Dueling n-step Q-learning, double (the paper's) or
+Munchausen, learns from a replay on the device; steps are rewarded before they enter it.
 
-    python ellm_dqn.py --env crafter                        recorded rules of a 1.5B model, symbols: minutes on two CPU cores
-    python ellm_dqn.py --preset paper                       the paper's pixels and hyper-parameters, for an accelerator
-    python ellm_dqn.py --goal-source oracle                 the upper bound: goals from the true prerequisites
+    python ellm_dqn.py --env crafter                 recorded rules of a 1.5B model, in minutes
+    python ellm_dqn.py --preset paper                the paper's pixels and hyper-parameters
+    python ellm_dqn.py --goal-source oracle          the upper bound: the true prerequisites
 
-On a GPU or TPU (jax for the device installed) begin with --preset gpu.
-Axes: T steps, N envs, B minibatch, A actions, D observation, C captions, G goals, K achievements, E embedding, W scene words,
-L steps of an env in the replay, P what an observation is packed into.
+The first and the last run on two CPU cores, the second wants an accelerator; on a GPU or TPU (jax
+for the device installed) begin with --preset gpu.
+Axes: T steps, N envs, B minibatch, A actions, D observation, C captions, G goals, K achievements,
+E embedding, W scene words, L steps of an env in the replay, P what an observation is packed into.
 """
 
-import dataclasses
-import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import chex
-import flashbax as fbx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,101 +27,44 @@ import numpy as np
 import optax
 from flax import struct
 
+from goals.arguments import GoalArgs
 from goals.service import GoalService
 from goals.tables import (
     GoalTables,
-    drop_needs,
-    embed_facts,
     embed_goals,
-    is_grounded,
-    lookup,
+    embed_text,
+    grow_goals,
+    is_known,
     pack_bits,
-    refute_needs,
-    suggest_by_rules,
-    suggest_by_scene,
+    share_unanswered,
+    suggest,
     unpack_bits,
 )
-from lab.checkpoint import Checkpoints
+from lab.arguments import RunArgs
 from lab.cli import run_cli
-from lab.compile_clock import CompileClock
 from lab.convolution import Convolution
 from lab.errors import UserError
-from lab.film import film_frames, make_film
-from lab.metrics import costs, metrics_line, summarise
-from lab.plots import learning_curve
-from lab.progress import Progress
-from lab.run import Run, read_config, read_metrics
+from lab.play import Moment, Policy, first_moment, select
+from lab.replay import Replay, Transitions, add, can_sample, empty_replay, sample_transitions
+from lab.session import Session, configure
 from worlds import make_world
 from worlds.vector import VectorState, VectorWorld
+from worlds.world import Transition, World, WorldArgs
 
-# ------------------------------------------------------------------------------------------------------------------ arguments
+# ---------------------------------------------------------------------------------------- arguments
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs, WorldArgs, GoalArgs):
     """Train an agent on goals that a language model suggests."""
 
-    # The run
-    seed: int = 1  # seed of everything random
-    run_dir: str | None = None  # directory of the run; a run of the same configuration goes on; default: a new one under runs/
-    total_timesteps: int = 1_500_000  # length of the training [env steps], rounded down to whole updates
-    # BEGIN DQN
-    preset: Literal["cpu", "gpu", "paper"] = "cpu"  # defaults of the command line: a laptop's CPU, an accelerator, the paper's
-    checkpoint_every: int = 500  # time between checkpoints [updates], the replay is part of each; the last update always has one
-    # END DQN
-    evaluate_episodes: int = 64  # episodes played at the end with the trained policy; 0: none
-    film: bool = True  # make film.gif of the first evaluation episode
-    track: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
-    compilation_cache: bool = True  # keep compiled programs in ~/.cache/ellm, so that the next start is quick
-
-    # The world
-    env: str = "crafter"  # world to live in
-    actions: Literal["pairs", "base"] = "pairs"  # pairs: the paper's 139 verb-noun actions; base: the game's own 17
-    captions: Literal["attempt", "effect"] = "attempt"  # attempt: the thing was at hand (the paper's); effect: it really happened
-    game_rules: Literal["paper", "craftax"] = "paper"  # paper: 400 steps, mobs fall at one hit; craftax: the game's own rules
-    observation: Literal["symbolic", "pixels", "frames"] = "symbolic"
-    """what the policy sees of the world: symbols, a coloured picture, or the paper's four last grey pictures of 84 x 84"""
-
-    # Goals
-    goal_source: Literal["llm", "oracle", "novelty", "uniform", "grounded", "none"] = "llm"  # none: the game's own reward
-    goal_form: Literal["rules", "open", "closed"] = "rules"
-    """rules: ask once what each goal needs; open: ask for a list of goals in each scene; closed: ask of each goal in each scene"""
-    similarity_threshold: float = 0.99  # cosine above which a caption fulfils a goal (the paper's T)
-    uniform_goals: int = 5  # goals drawn at each step by --goal-source uniform
-    grounding: bool = False  # drop suggested goals whose thing is neither seen, held nor makeable (open and closed form)
-    evidence: bool = False  # drop a goal's need once a caption shows the goal reached without it (rules form)
-    prompt: str | None = None  # prompt file, or folder/prefix of the files of the rules form; default: the newest in prompts/
-    prompt_scope: Literal["full", "compact"] = "full"
-    """how much of the scene the prompt tells; compact: no target, grass, path, lava: four times fewer distinct prompts"""
-    resolve: Literal["exact", "async", "replay"] = "exact"
-    """exact: wait for the model's answer to whatever no store has; async: ask in the background, what is visited most first, while
-    scenes without an answer have no goals yet (such a run cannot be repeated bit for bit); replay: stores only"""
-    on_missing: Literal["error", "no-goals"] = "error"  # what a scene without an answer means where only stores are read
-    on_exit: Literal["drain", "discard"] = "discard"
-    """what becomes of the scenes that still wait for an answer after the training (async)"""
-    store: str = "runs/store.sqlite"  # answers and embeddings, shared by all runs that name the same file
-
-    # The language model
-    llm: str = "qwen2.5-coder-1.5b"
-    """qwen2.5-coder-1.5b (recorded answers), gemma3-270m (asked live), a .gguf or recorded .sqlite file, a hub id or folder"""
-    llm_url: str | None = None  # OpenAI-compatible server to ask for the model that --llm names, as in http://host:8000/v1
-    llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"  # what computes a .gguf file; auto: the faster one here
-    llm_budget: int = 0  # most questions put to a live model in the whole run; 0: no limit
-    max_goal_tokens: int = 64  # longest answer of the open form [tokens]
-    temperature: float = 0.0  # sampling temperature of the open form (the paper's: 0.1); 0: greedy
-    votes: int = 1  # lists drawn for each scene of the open form; a goal counts if more than half of them name it
-    closed_scoring: Literal["likelihood", "yes-no"] = "likelihood"  # how the closed form asks of each goal in a scene
-    closed_calibration: Literal["scene", "goal"] = "scene"  # a goal is compared with the others, or over scenes
-    sentence_encoder: str = "all-MiniLM-L6-v2"
-    """all-MiniLM-L6-v2, or a hub id or folder (the paper's: sentence-transformers/paraphrase-MiniLM-L3-v2)"""
-
-    # The policy's inputs
-    text_observation: Literal["none", "caption", "facts"] = "none"
-    """also read the scene in words: the embedded caption (the paper's), or the mean of its facts' embeddings"""
-    goal_conditioned: bool = False  # also read the goals that are suggested and not yet reached
-    caption_memory: bool = True  # also read which captions the episode has seen, which makes the once-per-episode reward learnable
+    FREE: ClassVar[tuple[str, ...]] = ("preset",)
 
     # BEGIN DQN
+    preset: Literal["cpu", "gpu", "paper"] = "cpu"
+    """defaults for a laptop's CPU, for an accelerator, or the paper's"""
+    checkpoint_every: int = 500
+    """time between checkpoints [updates], each with the replay; the last update has one"""
     num_envs: int = 32  # worlds in step (N)
     num_steps: int = 16  # steps of each world per update (T)
     train_frequency: int = 16  # env steps per gradient step; the paper's: 4
@@ -135,81 +74,99 @@ class Args:
     learning_rate: float = 1e-3  # Adam's step size
     gamma: float = 0.97  # discount; the paper's: 0.99
     n_step: int = 3  # rewards summed before the value is bootstrapped [env steps]
-    target_network_frequency: int = 8_000  # env steps between copies of the parameters into the target network
+    target_network_frequency: int = 8_000
+    """env steps between copies of the parameters into the target network"""
     start_e: float = 1.0  # chance of a random action at the start
     end_e: float = 0.01  # chance of a random action after the exploration, and in evaluation
     policy_temperature: float = 0.03
-    """temperature of a softmax over the action values, for most of the 139 actions do nothing and the best may be one of them for
-    ever; 0: always the best action, as in the paper"""
-    exploration_fraction: float = 0.2  # share of --total-timesteps in which the chance falls linearly
+    """temperature of a softmax over the action values, for most of the 139 actions do nothing and
+    the best may be one of them for ever; 0: always the best action, as in the paper"""
+    exploration_fraction: float = 0.2
+    """share of --total-timesteps in which the chance of a random action falls linearly"""
     munchausen: float = 0.9
-    """share of the log-probability of the action taken that is added to its reward (Munchausen DQN), which averages the noise of
-    action values; 0: double Q-learning, as in the paper"""
+    """share of the log-probability of the action taken that is added to its reward (Munchausen
+    DQN), which averages the noise of action values; 0: double Q-learning, as in the paper"""
     max_grad_norm: float = 10.0  # gradients are scaled down to this global norm
     # END DQN
     hidden_size: int = 256  # width of the two hidden layers
+    caption_memory: bool = True
+    """also read which captions the episode has seen: the once-per-episode reward can be learned"""
 
     @property
     def batch_size(self) -> int:
         """Env steps per update."""
         return self.num_envs * self.num_steps
 
-    # BEGIN DQN
-    @property
-    def gradient_steps(self) -> int:
-        """Gradient steps per update; raises UserError if --train-frequency does not divide the env steps of an update."""
-        if self.train_frequency < 1 or self.batch_size % self.train_frequency:
-            raise UserError(f"--train-frequency {self.train_frequency} does not divide --num-envs x --num-steps, {self.batch_size}")
-        return self.batch_size // self.train_frequency
-
-    @property
-    def target_period(self) -> int:
-        """Gradient steps between copies into the target network; raises UserError if there is no whole number of them."""
-        if self.target_network_frequency < 1 or self.target_network_frequency % self.train_frequency:
-            target = f"--target-network-frequency {self.target_network_frequency}"
-            raise UserError(f"--train-frequency {self.train_frequency} does not divide {target}")
-        return self.target_network_frequency // self.train_frequency
-
-    @property
-    def buffer_steps(self) -> int:
-        """Steps of each world that the replay holds."""
-        return min(self.buffer_size, self.total_timesteps) // self.num_envs
-
-    # END DQN
     @property
     def num_updates(self) -> int:
         """Updates of the whole run; raises UserError if there is not one."""
         if self.total_timesteps < self.batch_size:
-            raise UserError(f"--total-timesteps {self.total_timesteps} is less than --num-envs x --num-steps, {self.batch_size}")
+            short = f"--total-timesteps {self.total_timesteps} is less than"
+            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
         return self.total_timesteps // self.batch_size
+
+    # BEGIN DQN
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps per update; raises UserError if there is no whole number of them."""
+        if self.train_frequency < 1 or self.batch_size % self.train_frequency:
+            wrong = f"--train-frequency {self.train_frequency} does not divide"
+            raise UserError(f"{wrong} --num-envs x --num-steps, {self.batch_size}")
+        return self.batch_size // self.train_frequency
+
+    @property
+    def target_period(self) -> int:
+        """Gradient steps between target networks; raises UserError if that is no whole number."""
+        frequency = self.target_network_frequency
+        if frequency < 1 or frequency % self.train_frequency:
+            wrong = f"--train-frequency {self.train_frequency} does not divide"
+            raise UserError(f"{wrong} --target-network-frequency {frequency}")
+        return frequency // self.train_frequency
+
+    @property
+    def buffer_steps(self) -> int:
+        """Steps of each world that the replay holds (L)."""
+        return min(self.buffer_size, self.total_timesteps) // self.num_envs
+
+    # END DQN
 
 
 # BEGIN DQN
 PRESETS = {
     "cpu": {},
-    "gpu": {"num_envs": 256, "sample_size": 1024, "hidden_size": 512, "total_timesteps": 50_000_000},
+    "gpu": {
+        "num_envs": 256,
+        "sample_size": 1024,
+        "hidden_size": 512,
+        "total_timesteps": 50_000_000,
+    },
     "paper": {
-        **{"observation": "frames", "total_timesteps": 5_000_000, "num_envs": 8, "num_steps": 8, "hidden_size": 512},
-        **{"train_frequency": 4, "sample_size": 64, "learning_starts": 5_000, "buffer_size": 5_000_000, "learning_rate": 6.25e-5},
-        **{"gamma": 0.99, "policy_temperature": 0.0, "munchausen": 0.0},
+        "observation": "frames",
+        "total_timesteps": 5_000_000,
+        "num_envs": 8,
+        "num_steps": 8,
+        "hidden_size": 512,
+        "train_frequency": 4,
+        "sample_size": 64,
+        "learning_starts": 5_000,
+        "buffer_size": 5_000_000,
+        "learning_rate": 6.25e-5,
+        "gamma": 0.99,
+        "policy_temperature": 0.0,
+        "munchausen": 0.0,
     },
 }
 # END DQN
 
-# Fields in which the command that goes on may differ from the one that began.
-FREE_FIELDS = (
-    *("preset", "run_dir", "checkpoint_every", "evaluate_episodes", "film", "track", "compilation_cache", "store"),
-    *("llm_url", "llm_engine", "llm_budget", "on_exit"),
-)
-
-# -------------------------------------------------------------------------------------------------------- state and transition
+# ----------------------------------------------------------------------------- state and transition
 
 
 @struct.dataclass
 class PolicyInput:
-    """What the policy reads, of any leading shape; an input that is switched off has size zero.
+    """What the policy reads, of any leading shape; what is switched off has size zero.
 
-    observation: [..., D] float32 or [..., H, W, 3] uint8; captions_so_far: [..., C] bool; text, goals: [..., E] float32.
+    observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
+    text, goals: [..., E] float32.
     """
 
     observation: jax.Array
@@ -221,10 +178,11 @@ class PolicyInput:
 # BEGIN DQN
 @struct.dataclass
 class PackedInput:
-    """What the policy reads as the replay holds it, of any leading shape; an input that is switched off has size zero.
+    """What the policy reads as the replay holds it; what is switched off has size zero.
 
-    observation: [..., *P], the newest moment as the world packs it; captions_so_far: [..., ceil(C / 32)] uint32; scenes: [..., W]
-    uint32, from which the text is embedded again; goals: [..., G / 32] uint32, suggested and not yet reached.
+    Of any leading shape. observation: [..., *P], the newest moment as the world packs it;
+    captions_so_far: [..., ceil(C / 32)] uint32; scenes: [..., W] uint32, from which the text is
+    embedded again; goals: [..., G / 32] uint32, suggested and not yet achieved.
     """
 
     observation: jax.Array
@@ -233,15 +191,19 @@ class PackedInput:
     goals: jax.Array
 
 
+# END DQN
 @struct.dataclass
 class Rollout:
-    """T steps of N envs. Inputs, scenes and suggestions are from before the action, all else is what the action led to.
+    """T steps of N envs: inputs, scenes, suggestions before the action, the rest after it.
 
-    scenes: [T, N, W] uint32; suggested: [T, N, G / 32] uint32, packed, of size zero where the scenes suffice to tell it later;
-    actions, captions: [T, N] int32; rewards: [T, N] float32; terminated, truncated: [T, N] bool.
+    scenes: [T, N, W] uint32; suggested: [T, N, G / 32] uint32, packed, of size zero where the
+    scenes suffice to know it later; actions, captions: [T, N] int32; rewards: [T, N] float32, the
+    game's own; terminated, truncated: [T, N] bool.
     """
 
+    # BEGIN DQN
     inputs: PackedInput
+    # END DQN
     scenes: jax.Array
     suggested: jax.Array
     actions: jax.Array
@@ -252,75 +214,13 @@ class Rollout:
 
 
 @struct.dataclass
-class Experience:
-    """One step in the replay, of any leading shape: inputs from before the action, what it led to, and where an episode was cut the
-    place, int32, among its env's last states."""
-
-    inputs: PackedInput
-    actions: jax.Array
-    rewards: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    place: jax.Array
-
-
-@struct.dataclass
-class Replay:
-    """The steps of every env in order, and the states in which the time limit cut an episode, which no later step shows.
-
-    buffer: flashbax's, of `Experience` [N, L]; last: [N, P, ...], a ring as long as there can be cuts in L steps; cuts: [N] int32,
-    cuts so far.
-    """
-
-    buffer: Any
-    last: PackedInput
-    cuts: jax.Array
-
-
-# END DQN
-@struct.dataclass
-class LastState:
-    """The state in which each env's episode was cut by the time limit in this rollout; unread where none was.
-
-    An episode is not shorter than a rollout, so there is at most one. observation: [N, ...]; captions_so_far: [N, C] bool;
-    scenes: [N, W] uint32; suggested, achieved: [N, G] bool, of size zero where they are not wanted.
-    """
-
-    observation: jax.Array
-    captions_so_far: jax.Array
-    scenes: jax.Array
-    suggested: jax.Array
-    achieved: jax.Array
-
-
-@struct.dataclass
-class Collector:
-    """A rollout in the making, filled up to `step`; the same buffers serve all rollouts.
-
-    achieved: [N, G] bool, goals reached in the running episodes, kept up step by step for a goal-conditioned policy only.
-    """
-
-    rollout: Rollout
-    last: LastState
-    achieved: jax.Array
-    step: jax.Array
-
-
-@struct.dataclass
-class Unknown:
-    """Scenes that the host must resolve before the run goes on: count int32 [], which of scenes [M, W] uint32 as mask [M] bool."""
-
-    count: jax.Array
-    mask: jax.Array
-    scenes: jax.Array
-
-
-@struct.dataclass
 class RunnerState:
-    """All that training needs to go on, but for the goal tables.
+    """All that training needs to resume, but for the goal tables.
 
-    captions_so_far: [N, C] bool; achieved: [N, G] bool, goals reached in the running episodes when the rollout began; refuted:
-    [G, W] uint32, needs that captions have shown to be none, of size zero without --evidence.
+    captions_so_far: [N, C] bool; achieved, achieved_before: [N, G] bool, goals reached in the
+    episodes now (kept up within a rollout only where the policy reads goals) and when the rollout
+    began; last: where the time limit cut each env's episode in this rollout, unread where it did
+    not (a rollout is no longer than an episode: at most one); step: int32 [], steps of the rollout.
     """
 
     params: Any
@@ -332,9 +232,24 @@ class RunnerState:
     envs: VectorState
     captions_so_far: jax.Array
     achieved: jax.Array
+    achieved_before: jax.Array
+    last: Moment
     key: jax.Array
     update: jax.Array
-    refuted: jax.Array
+    step: jax.Array
+
+    @property
+    def moment(self) -> Moment:
+        """Return the N envs now."""
+        return Moment(self.envs.states, self.captions_so_far, self.achieved)
+
+
+@struct.dataclass
+class Unknown:
+    """Scenes [M, W] uint32, and which of them the host must make known, mask [M] bool."""
+
+    scenes: jax.Array
+    mask: jax.Array
 
 
 @dataclass(frozen=True)
@@ -342,46 +257,10 @@ class Setup:
     """What the jitted functions treat as constant."""
 
     args: Args
-    world: Any
+    world: World
     envs: VectorWorld
     network: nn.Module
     prompt_words: tuple[int, ...]
-    embedding_size: int
-
-    @property
-    def per_scene(self) -> bool:
-        """Tell whether goals are suggested scene by scene by a language model."""
-        return self.args.goal_source == "llm" and self.args.goal_form != "rules"
-
-    @property
-    def in_background(self) -> bool:
-        """Tell whether the run goes on while the language model is asked."""
-        return self.per_scene and self.args.resolve == "async"
-
-    @property
-    def waits_for_goals(self) -> bool:
-        """Tell whether every scene of a rollout must have its goals before the reward."""
-        return self.per_scene and not self.in_background
-
-    @property
-    def stores_suggestions(self) -> bool:
-        """Tell whether suggestions depend on more than the packed scene and must be noted when the step is taken."""
-        return self.args.goal_source in ("oracle", "uniform")
-
-    @property
-    def asks(self) -> bool:
-        """Tell whether scenes may turn up that the host must resolve."""
-        return self.waits_for_goals or self.args.text_observation == "caption"
-
-    @property
-    def reads_goals(self) -> bool:
-        """Tell whether the policy reads the goals."""
-        return self.args.goal_conditioned and self.args.goal_source != "none"
-
-    @property
-    def must_know_scene(self) -> bool:
-        """Tell whether the policy cannot act in a scene that the host has not resolved."""
-        return self.args.text_observation == "caption" or (self.reads_goals and self.waits_for_goals)
 
     @property
     def prompt_mask(self) -> np.ndarray:
@@ -389,11 +268,11 @@ class Setup:
         return np.asarray(self.prompt_words, np.uint32)
 
 
-# ------------------------------------------------------------------------------------------------------------------- networks
+# ----------------------------------------------------------------------------------------- networks
 
 
 class Torso(nn.Module):
-    """Two hidden layers: symbols straight into them, pixels through three convolutions first (Mnih et al., 2015)."""
+    """Two hidden layers; pixels go through three convolutions first (Mnih et al., 2015)."""
 
     hidden_size: int
 
@@ -407,8 +286,10 @@ class Torso(nn.Module):
             for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
                 observation = nn.relu(Convolution(features, size, stride)(observation))
             observation = observation.reshape(observation.shape[0], -1)
-        words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in (inputs.text, inputs.goals) if x.shape[-1]]
-        x = jnp.concatenate([observation, inputs.captions_so_far.astype(jnp.float32), *words], axis=-1)
+        words = [x for x in (inputs.text, inputs.goals) if x.shape[-1]]
+        words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in words]
+        captions = inputs.captions_so_far.astype(jnp.float32)
+        x = jnp.concatenate([observation, captions, *words], axis=-1)
         for _ in range(2):
             x = nn.relu(nn.LayerNorm()(dense(self.hidden_size)(x)))
         return x
@@ -425,116 +306,85 @@ class DuelingNetwork(nn.Module):
     def __call__(self, inputs: PolicyInput) -> jax.Array:
         """Return action values [B, A] float32."""
         x = Torso(self.hidden_size)(inputs)
-        advantages = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))(x)
-        values = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(x)
+        init = nn.initializers.orthogonal
+        advantages = nn.Dense(self.num_actions, kernel_init=init(0.01))(x)
+        values = nn.Dense(1, kernel_init=init(1.0))(x)
         return values + advantages - advantages.mean(-1, keepdims=True)
 
 
 # END DQN
-def make_setup(args: Args, world, service: GoalService) -> Setup:
-    """Put together what the jitted functions treat as constant; raises UserError for arguments that do not go together."""
-    if args.evidence and (args.goal_source != "llm" or args.goal_form != "rules"):
-        raise UserError("--evidence is for --goal-source llm with --goal-form rules: only they have needs")
+def make_setup(args: Args, world: World, service: GoalService) -> Setup:
+    """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
-        raise UserError(f"--num-steps {args.num_steps} is longer than an episode ({world.max_episode_steps} steps)")
+        longer = f"--num-steps {args.num_steps} is longer than an episode"
+        raise UserError(f"{longer} ({world.max_episode_steps} steps)")
     # BEGIN DQN
+    _ = args.num_updates, args.gradient_steps, args.target_period  # raise what is wrong with them
     if args.munchausen and not args.policy_temperature:
         raise UserError(f"--munchausen {args.munchausen} needs a --policy-temperature above 0")
     fewest = args.num_envs * (args.num_steps + world.history + args.n_step)
     if args.num_envs * args.buffer_steps < fewest:
-        raise UserError(f"--buffer-size {args.buffer_size} is too small for --num-envs {args.num_envs}: at least {fewest}")
+        small = f"--buffer-size {args.buffer_size} is too small for --num-envs {args.num_envs}"
+        raise UserError(f"{small}: at least {fewest}")
+    network = DuelingNetwork(len(world.actions), args.hidden_size)
     # END DQN
-    return Setup(
-        args=args,
-        world=world,
-        envs=VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs)),
-        # BEGIN DQN
-        network=DuelingNetwork(len(world.actions), args.hidden_size),
-        # END DQN
-        prompt_words=tuple(int(word) for word in service.prompt_mask),
-        embedding_size=service.embedding_size,
-    )
+    envs = VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs))
+    return Setup(args, world, envs, network, tuple(int(word) for word in service.prompt_mask))
 
 
 # BEGIN DQN
 def make_optimizer(args: Args) -> optax.GradientTransformation:
     """Return Adam with clipped gradients."""
-    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(args.learning_rate, eps=1e-5))
-
-
-def make_buffer(args: Args, world) -> Any:
-    """Return flashbax's functions of a replay of sequences: what an observation is made of, n steps, and the state after them."""
-    length = world.history + args.n_step
-    return fbx.make_trajectory_buffer(args.num_envs, args.sample_size, length, 1, length, max_length_time_axis=args.buffer_steps)
-
-
-def empty_replay(setup: Setup, inputs: PackedInput) -> Replay:
-    """Allocate the replay for inputs such as these [N, ...]."""
-    args, zero, no = setup.args, jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    step = Experience(jax.tree.map(lambda x: x[0], inputs), zero, jnp.zeros(()), no, no, zero)
-    places = args.buffer_steps // setup.world.max_episode_steps + 2
-    last = jax.tree.map(lambda x: jnp.zeros((x.shape[0], places, *x.shape[1:]), x.dtype), inputs)
-    return Replay(make_buffer(args, setup.world).init(step), last, jnp.zeros(args.num_envs, jnp.int32))
+    clip = optax.clip_by_global_norm(args.max_grad_norm)
+    return optax.chain(clip, optax.adam(args.learning_rate, eps=1e-5))
 
 
 # END DQN
 @partial(jax.jit, static_argnums=0)
 def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     """Return the state before the first step."""
-    args, num_captions = setup.args, len(setup.world.captions)
+    args = setup.args
     key, params_key, envs_key = jax.random.split(jax.random.key(args.seed), 3)
     envs = setup.envs.reset(envs_key)
-    captions_so_far = jnp.zeros((args.num_envs, num_captions), bool)
-    achieved = jnp.zeros((args.num_envs, tables.sensible.shape[0]), bool)
-    inputs = read_states(setup, tables, key, envs.states, captions_so_far, achieved)[0]
-    # BEGIN DQN
-    no_scenes = jnp.zeros((args.num_envs, setup.world.num_scene_words), jnp.uint32)
-    # END DQN
+    moment = first_moment(setup.world, envs.states, tables.sensible.shape[0])
+    inputs = read(setup, tables, key, moment)[0]
     params = setup.network.init(params_key, inputs)
+    # BEGIN DQN
+    packed = pack_input(setup, moment, *read(setup, tables, key, moment))
+    # END DQN
     return RunnerState(
         params=params,
         opt_state=make_optimizer(args).init(params),
         # BEGIN DQN
         target_params=jax.tree.map(jnp.copy, params),
-        replay=empty_replay(setup, pack_input(setup, inputs.observation, captions_so_far, no_scenes, achieved, achieved)),
+        replay=empty_replay(packed, args.buffer_steps, setup.world.max_episode_steps),
         # END DQN
         envs=envs,
-        captions_so_far=captions_so_far,
-        achieved=achieved,
+        captions_so_far=moment.captions_so_far,
+        achieved=moment.achieved,
+        achieved_before=jnp.copy(moment.achieved),
+        last=jax.tree.map(jnp.copy, moment),
         key=key,
         update=jnp.zeros((), jnp.int32),
-        refuted=jnp.zeros_like(tables.needs if args.evidence else tables.needs[:0]),
+        step=jnp.zeros((), jnp.int32),
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- goals and reward
-
-
-def suggest(setup: Setup, tables: GoalTables, key: jax.Array, states, scenes: jax.Array) -> jax.Array:
-    """Return the goals suggested in the scenes [N, W] uint32 as [N, G] bool.
-
-    states are read by the oracle alone, key by uniform alone. For grounded and novelty the tables hold trivial rules: the
-    thing is at hand, or nothing at all.
-    """
-    args, num_goals = setup.args, tables.sensible.shape[0]
-    if args.goal_source == "oracle":
-        goals = jax.vmap(setup.world.oracle)(states)
-        return jnp.pad(goals, ((0, 0), (0, num_goals - goals.shape[1])))
-    if args.goal_source == "uniform":
-        drawn = jax.random.randint(key, (scenes.shape[0], args.uniform_goals), 1, len(setup.world.captions))
-        return jax.nn.one_hot(drawn, num_goals, dtype=bool).any(1)
-    if setup.per_scene:
-        goals = unpack_bits(suggest_by_scene(tables, setup.prompt_mask, scenes)[0])
-        return goals & is_grounded(tables, scenes) if args.grounding else goals
-    return suggest_by_rules(tables, scenes)
+# ------------------------------------------------------------------------------------------- REWARD
 
 
 def reward_step(
-    tables: GoalTables, threshold: float, suggested: jax.Array, achieved: jax.Array, captions: jax.Array
+    tables: GoalTables,
+    threshold: float,
+    suggested: jax.Array,
+    achieved: jax.Array,
+    captions: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Reward one step (section 3 of the paper): the largest similarity to a goal that is suggested, above T and new in the episode.
+    """Reward one step (section 3 of the paper) and return the goals that it reached.
 
-    suggested, achieved: [N, G] bool; captions: [N] int32. Returns rewards [N] float32 and the goals reached now, [N, G] bool.
+    r = max s(g, c) over goals g suggested for the scene before the step, new in the episode and
+    with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c.
+    suggested, achieved: [N, G] bool; captions: [N] int32. Returns [N] float32, [N, G] bool.
     """
     similarity = tables.similarity.T[captions]
     chex.assert_equal_shape([suggested, achieved, similarity])
@@ -542,384 +392,261 @@ def reward_step(
     return jnp.max(jnp.where(reached, similarity, 0.0), axis=-1), reached
 
 
-def ellm_rewards(setup: Setup, tables: GoalTables, rollout: Rollout, achieved: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Walk the rollout in time order and reward it; return rewards [T, N] float32 and the goals reached by its end [N, G]."""
+def ellm_rewards(
+    setup: Setup, tables: GoalTables, rollout: Rollout, achieved: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Reward a rollout in time order; return [T, N] and the goals reached by its end [N, G]."""
     chex.assert_equal_shape([rollout.captions, rollout.terminated, rollout.truncated])
+    args, world = setup.args, setup.world
 
     def walk(achieved, step):
         scenes, packed, captions, done = step
-        suggested = unpack_bits(packed) if setup.stores_suggestions else suggest(setup, tables, None, None, scenes)
-        rewards, reached = reward_step(tables, setup.args.similarity_threshold, suggested, achieved, captions)
+        if args.stores_suggestions:
+            suggested = unpack_bits(packed)
+        else:
+            suggested = suggest(args, world, tables, setup.prompt_mask, None, None, scenes)
+        threshold = args.similarity_threshold
+        rewards, reached = reward_step(tables, threshold, suggested, achieved, captions)
         return (achieved | reached) & ~done[:, None], rewards
 
     done = rollout.terminated | rollout.truncated
-    achieved, rewards = jax.lax.scan(walk, achieved, (rollout.scenes, rollout.suggested, rollout.captions, done))
+    steps = (rollout.scenes, rollout.suggested, rollout.captions, done)
+    achieved, rewards = jax.lax.scan(walk, achieved, steps)
     return rewards, achieved
 
 
-# -------------------------------------------------------------------------------------------------------------------- COLLECT
+# ------------------------------------------------------------------------------------------ COLLECT
 
 
-def observe_goals(setup: Setup, tables: GoalTables, key: jax.Array, states) -> tuple[jax.Array, jax.Array]:
-    """Return the scenes of N states, [N, W] uint32, and the suggestions [N, G] bool if the step wants them, else [N, 0]."""
-    args, num_envs = setup.args, jax.tree.leaves(states)[0].shape[0]
-    if args.goal_source == "none" and args.text_observation == "none":
-        return jnp.zeros((num_envs, setup.world.num_scene_words), jnp.uint32), jnp.zeros((num_envs, 0), bool)
-    scenes = jax.vmap(setup.world.scene)(states)
-    if setup.stores_suggestions or setup.reads_goals:
-        return scenes, suggest(setup, tables, key, states, scenes)
-    return scenes, jnp.zeros((num_envs, 0), bool)
+def read(
+    setup: Setup, tables: GoalTables, key: jax.Array, moment: Moment
+) -> tuple[PolicyInput, jax.Array, jax.Array]:
+    """Return what the policy reads, the scenes [N, W] uint32 and the suggested goals [N, G] bool.
+
+    The key is for goals drawn by --goal-source uniform. XLA drops what the caller does not use.
+    """
+    args, world = setup.args, setup.world
+    scenes = jax.vmap(world.scene)(moment.states)
+    suggested, goals = jnp.zeros_like(moment.achieved), jnp.zeros((scenes.shape[0], 0))
+    if args.goal_source != "none":
+        suggested = suggest(args, world, tables, setup.prompt_mask, key, moment.states, scenes)
+    if args.reads_goals:
+        goals = embed_goals(tables, suggested & ~moment.achieved)
+    captions = moment.captions_so_far
+    inputs = PolicyInput(
+        observation=jax.vmap(world.observe)(moment.states),
+        captions_so_far=captions if args.caption_memory else captions[:, :0],
+        text=embed_text(args, tables, scenes),
+        goals=goals,
+    )
+    return inputs, scenes, suggested
 
 
-def make_inputs(setup: Setup, tables: GoalTables, observation, captions_so_far, scenes, suggested, achieved) -> PolicyInput:
-    """Add to the observations of N states the words that the policy reads: captions so far, text and goals."""
-    text = goals = jnp.zeros((observation.shape[0], 0))
-    if setup.args.text_observation == "caption":
-        rows = lookup(tables.text_rows, scenes)
-        text = jnp.where((rows >= 0)[:, None], tables.text_embeddings[rows], 0.0)
-    elif setup.args.text_observation == "facts":
-        text = embed_facts(tables, scenes)
-    if setup.reads_goals:
-        goals = embed_goals(tables, suggested & ~achieved)
+# BEGIN DQN
+def pack_input(
+    setup: Setup, moment: Moment, inputs: PolicyInput, scenes: jax.Array, suggested: jax.Array
+) -> PackedInput:
+    """Pack for the replay what the policy reads in N envs; text and goals are embedded again."""
+    args, nothing = setup.args, scenes[:, :0]
+    captions, goals = moment.captions_so_far, suggested & ~moment.achieved
+    captions = jnp.pad(captions, ((0, 0), (0, -captions.shape[1] % 32)))
+    return PackedInput(
+        observation=setup.world.pack_observation(inputs.observation),
+        captions_so_far=pack_bits(captions) if args.caption_memory else nothing,
+        scenes=scenes if args.text_observation != "none" else nothing,
+        goals=pack_bits(goals) if args.reads_goals else nothing,
+    )
+
+
+def unpack_input(setup: Setup, tables: GoalTables, packed: PackedInput) -> PolicyInput:
+    """Return what the policy reads, [B, ...], of a packed input whose observation is unpacked."""
+    args, goals = setup.args, jnp.zeros((packed.scenes.shape[0], 0))
+    if args.reads_goals:
+        goals = embed_goals(tables, unpack_bits(packed.goals))
     return PolicyInput(
-        observation=observation,
-        captions_so_far=captions_so_far if setup.args.caption_memory else captions_so_far[:, :0],
-        text=text,
+        observation=packed.observation,
+        captions_so_far=unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)],
+        text=embed_text(args, tables, packed.scenes),
         goals=goals,
     )
 
 
-# BEGIN DQN
-def pack_input(setup: Setup, observation, captions_so_far, scenes, suggested, achieved) -> PackedInput:
-    """Pack for the replay what `make_inputs` makes of the same N states, without what is computed again: text and embeddings."""
-    args, nothing = setup.args, jnp.zeros((observation.shape[0], 0), jnp.uint32)
-    padding = ((0, 0), (0, -captions_so_far.shape[1] % 32))
-    return PackedInput(
-        observation=setup.world.pack_observation(observation),
-        captions_so_far=pack_bits(jnp.pad(captions_so_far, padding)) if args.caption_memory else nothing,
-        scenes=scenes if args.text_observation != "none" else nothing,
-        goals=pack_bits(suggested & ~achieved) if setup.reads_goals else nothing,
-    )
-
-
-def unpack_input(setup: Setup, tables: GoalTables, observation, packed: PackedInput) -> PolicyInput:
-    """Make of observations [B, ...] and the rest of a packed input what the policy reads."""
-    captions_so_far = unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)]
-    goals = unpack_bits(packed.goals)
-    return make_inputs(setup, tables, observation, captions_so_far, packed.scenes, goals, jnp.zeros_like(goals))
-
-
 def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
-    """Return the chance of a random action after so many env steps: falling linearly, then constant."""
+    """Return the chance of a random action: falling linearly, then constant."""
     share = jnp.minimum(env_steps / (args.exploration_fraction * args.total_timesteps), 1.0)
     return args.start_e + share * (args.end_e - args.start_e)
 
 
-def choose_actions(setup: Setup, params, inputs: PolicyInput, key: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    """Return actions [N] int32: the best, or drawn by a softmax, and each with the chance epsilon a random one instead."""
+def choose_actions(
+    setup: Setup, params: Any, key: jax.Array, inputs: PolicyInput, epsilon: jax.Array | float
+) -> jax.Array:
+    """Return actions [N] int32, best or drawn by a softmax; with the chance epsilon random."""
     chance_key, action_key, policy_key = jax.random.split(key, 3)
     values, temperature = setup.network.apply(params, inputs), setup.args.policy_temperature
-    best = jax.random.categorical(policy_key, values / temperature) if temperature else values.argmax(-1)
+    if temperature:
+        best = jax.random.categorical(policy_key, values / temperature)
+    else:
+        best = values.argmax(-1)
     chance = jax.random.uniform(chance_key, values.shape[:1])
     drawn = jax.random.randint(action_key, values.shape[:1], 0, values.shape[1])
     return jnp.where(chance < epsilon, drawn, best.astype(jnp.int32))
 
 
 # END DQN
-def read_states(setup: Setup, tables: GoalTables, key: jax.Array, states, captions_so_far, achieved) -> tuple:
-    """Return what the policy reads in N states, and as `observe_goals` their scenes and suggestions."""
-    scenes, suggested = observe_goals(setup, tables, key, states)
-    observation = jax.vmap(setup.world.observe)(states)
-    return make_inputs(setup, tables, observation, captions_so_far, scenes, suggested, achieved), scenes, suggested
-
-
-def are_known(setup: Setup, tables: GoalTables, scenes: jax.Array) -> jax.Array:
-    """Tell in which scenes [..., W] uint32 there is nothing that the run must wait for, [...] bool."""
-    known = jnp.ones(scenes.shape[:-1], bool)
-    if setup.args.text_observation == "caption":
-        known &= lookup(tables.text_rows, scenes) >= 0
-    if setup.waits_for_goals:
-        known &= suggest_by_scene(tables, setup.prompt_mask, scenes)[1] >= 0
-    return known
-
-
-def empty_collector(setup: Setup, state: RunnerState) -> Collector:
-    """Allocate the buffers of a rollout."""
-    args, world, num_goals = setup.args, setup.world, state.achieved.shape[1]
-
-    def steps(*shape, dtype=jnp.float32):
-        return jnp.zeros((args.num_steps, args.num_envs, *shape), dtype)
-
-    observation = jax.eval_shape(jax.vmap(world.observe), state.envs.states)
+def collect_step(
+    setup: Setup, tables: GoalTables, state: RunnerState
+) -> tuple[RunnerState, Rollout]:
+    """Act once in every env; return the state one step further, and the step."""
+    args = setup.args
+    key, goal_key, policy_key, world_key, _ = jax.random.split(state.key, 5)
+    inputs, scenes, suggested = read(setup, tables, goal_key, state.moment)
     # BEGIN DQN
-    no_scenes = jnp.zeros((args.num_envs, world.num_scene_words), jnp.uint32)
-    pack = partial(pack_input, setup)
-    packed = jax.eval_shape(pack, observation, state.captions_so_far, no_scenes, state.achieved, state.achieved)
-    rollout = Rollout(
-        inputs=jax.tree.map(lambda x: steps(*x.shape[1:], dtype=x.dtype), packed),
-        scenes=steps(world.num_scene_words, dtype=jnp.uint32),
-        suggested=steps(num_goals // 32 if setup.stores_suggestions else 0, dtype=jnp.uint32),
-        actions=steps(dtype=jnp.int32),
-        captions=steps(dtype=jnp.int32),
-        rewards=steps(),
-        terminated=steps(dtype=bool),
-        truncated=steps(dtype=bool),
-    )
-    # END DQN
-    last = LastState(
-        observation=jnp.zeros(observation.shape, observation.dtype),
-        captions_so_far=jnp.zeros_like(state.captions_so_far),
-        scenes=jnp.zeros((args.num_envs, world.num_scene_words), jnp.uint32),
-        suggested=jnp.zeros((args.num_envs, num_goals if setup.stores_suggestions or setup.reads_goals else 0), bool),
-        achieved=jnp.zeros((args.num_envs, num_goals if setup.reads_goals else 0), bool),
-    )
-    return Collector(rollout, last, jnp.copy(state.achieved), jnp.zeros((), jnp.int32))
-
-
-def collect_step(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> tuple:
-    """Act once in every env; return state and collector, one step further."""
-    key, goal_key, policy_key, world_key, last_key = jax.random.split(state.key, 5)
-    inputs, scenes, suggested = read_states(setup, tables, goal_key, state.envs.states, state.captions_so_far, collector.achieved)
-    # BEGIN DQN
-    env_steps = state.update * setup.args.batch_size + collector.step * setup.args.num_envs
-    actions = choose_actions(setup, state.params, inputs, policy_key, exploration(setup.args, env_steps))
+    env_steps = state.update * args.batch_size + state.step * args.num_envs
+    epsilon = exploration(args, env_steps)
+    actions = choose_actions(setup, state.params, policy_key, inputs, epsilon)
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
-    captions_so_far = state.captions_so_far | jax.nn.one_hot(transition.caption, state.captions_so_far.shape[1], dtype=bool)
-    achieved = collector.achieved
-    if setup.reads_goals:
-        reached = reward_step(tables, setup.args.similarity_threshold, suggested, achieved, transition.caption)[1]
-        achieved |= reached
+    caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
+    captions_so_far, achieved = state.captions_so_far | caption, state.achieved
+    if args.reads_goals:
+        threshold = args.similarity_threshold
+        achieved |= reward_step(tables, threshold, suggested, achieved, transition.caption)[1]
 
-    def note_last(last: LastState) -> LastState:
-        scenes, suggested = observe_goals(setup, tables, last_key, envs.states)
-        new = LastState(
-            observation=jax.vmap(setup.world.observe)(envs.states),
-            captions_so_far=captions_so_far,
-            scenes=scenes,
-            suggested=suggested,
-            achieved=achieved if setup.reads_goals else achieved[:, :0],
-        )
-        return select(transition.truncated, new, last)
+    # The states that the time limit cut are kept: their values are what is to come (truncation).
+    after, cut = Moment(envs.states, captions_so_far, achieved), transition.truncated
+    last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
 
-    last = jax.lax.cond(transition.truncated.any(), note_last, lambda last: last, collector.last)
     done = transition.terminated | transition.truncated
     step = Rollout(
         # BEGIN DQN
-        inputs=pack_input(setup, inputs.observation, state.captions_so_far, scenes, suggested, collector.achieved),
+        inputs=pack_input(setup, state.moment, inputs, scenes, suggested),
         # END DQN
-        scenes=scenes,
-        suggested=pack_bits(suggested) if setup.stores_suggestions else jnp.zeros((scenes.shape[0], 0), jnp.uint32),
+        scenes=scenes if args.reads_scenes else jnp.zeros_like(scenes),
+        suggested=pack_bits(suggested if args.stores_suggestions else suggested[:, :0]),
         actions=actions,
         captions=transition.caption,
         rewards=transition.reward,
         terminated=transition.terminated,
         truncated=transition.truncated,
     )
-    collector = collector.replace(
-        rollout=jax.tree.map(lambda buffer, x: buffer.at[collector.step].set(x), collector.rollout, step),
-        last=last,
+    state = state.replace(
+        envs=setup.envs.reset_done(envs, done),
+        captions_so_far=captions_so_far & ~done[:, None],
         achieved=achieved & ~done[:, None],
-        step=collector.step + 1,
+        last=last,
+        key=key,
+        step=state.step + 1,
     )
-    state = state.replace(envs=setup.envs.reset_done(envs, done), captions_so_far=captions_so_far & ~done[:, None], key=key)
-    return state, collector
+    return state, step
+
+
+def empty_rollout(setup: Setup, tables: GoalTables, state: RunnerState) -> Rollout:
+    """Allocate the buffers of a rollout; the same ones serve all rollouts."""
+    step = jax.eval_shape(partial(collect_step, setup), tables, state)[1]
+    return jax.tree.map(lambda x: jnp.zeros((setup.args.num_steps, *x.shape), x.dtype), step)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def collect(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> tuple[RunnerState, Collector, Unknown]:
-    """Fill the rollout; a policy that reads words stops before the first step in which it would face an unknown scene."""
-    tables = drop_needs(tables, state.refuted)
+def collect(
+    setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout
+) -> tuple[RunnerState, Rollout, Unknown]:
+    """Fill the rollout; a policy that must know its scenes stops before an unknown one."""
 
     def is_ready(state):
-        if not setup.must_know_scene:
+        if not setup.args.must_know_scene:
             return jnp.ones((), bool)
-        return are_known(setup, tables, jax.vmap(setup.world.scene)(state.envs.states)).all()
+        scenes = jax.vmap(setup.world.scene)(state.envs.states)
+        return is_known(setup.args, setup.prompt_mask, tables, scenes).all()
 
     def unfinished(carry):
-        _, collector, ready = carry
-        return (collector.step < setup.args.num_steps) & ready
+        state, _, ready = carry
+        return (state.step < setup.args.num_steps) & ready
 
     def advance(carry):
-        state, collector = collect_step(setup, tables, *carry[:2])
-        return state, collector, is_ready(state)
+        before, rollout, _ = carry
+        state, step = collect_step(setup, tables, before)
+        rollout = jax.tree.map(lambda buffer, x: buffer.at[before.step].set(x), rollout, step)
+        return state, rollout, is_ready(state)
 
     # BEGIN DQN
-    replay, state = state.replay, state.replace(replay=None)  # never part of a loop that might copy it
+    replay, state = state.replay, state.replace(replay=None)  # the loop might copy it
     # END DQN
-    state, collector, _ = jax.lax.while_loop(unfinished, advance, (state, collector, is_ready(state)))
+    carry = (state, rollout, is_ready(state))
+    state, rollout, _ = jax.lax.while_loop(unfinished, advance, carry)
     # BEGIN DQN
     state = state.replace(replay=replay)
     # END DQN
-    return state, collector, find_unknown(setup, tables, state, collector)
+    return state, rollout, find_unknown(setup, tables, state, rollout)
 
 
-def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> Unknown:
-    """Return what the host must resolve: before the next step for a policy that reads words, else before the reward."""
-    if setup.must_know_scene:
-        now = jax.vmap(setup.world.scene)(state.envs.states)
-        scenes = jnp.concatenate([now, collector.last.scenes])
-        cut = collector.rollout.truncated.any(0) & (collector.step == setup.args.num_steps)
+def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout) -> Unknown:
+    """Return what the host must make known: before the next step, or before the reward."""
+    args, scene = setup.args, jax.vmap(setup.world.scene)
+    scenes, mask = jnp.zeros((0, setup.world.num_scene_words), jnp.uint32), jnp.zeros(0, bool)
+    if args.must_know_scene:
+        scenes = jnp.concatenate([scene(state.envs.states), scene(state.last.states)])
+        cut = rollout.truncated.any(0) & (state.step == args.num_steps)
         mask = jnp.concatenate([jnp.ones_like(cut), cut])
-    elif setup.waits_for_goals:
-        scenes = collector.rollout.scenes.reshape(-1, setup.world.num_scene_words)
+    elif args.waits_for_goals:
+        scenes = rollout.scenes.reshape(-1, setup.world.num_scene_words)
         mask = jnp.ones(scenes.shape[0], bool)
-    else:
-        scenes, mask = jnp.zeros((0, setup.world.num_scene_words), jnp.uint32), jnp.zeros(0, bool)
-    mask &= ~are_known(setup, tables, scenes)
-    return Unknown(mask.sum(), mask, scenes)
+    return Unknown(scenes, mask & ~is_known(args, setup.prompt_mask, tables, scenes))
 
 
-# -------------------------------------------------------------------------------------------------------------------- RESOLVE
-
-
-def resolve(service: GoalService, unknown: Unknown, state: RunnerState, collector: Collector) -> tuple:
-    """Let the service resolve what is unknown; return what `renew` returns."""
-    service.resolve(np.asarray(unknown.scenes)[np.asarray(unknown.mask)])
-    return renew(service, state, collector)
-
-
-def renew(service: GoalService, state: RunnerState, collector: Collector) -> tuple:
-    """Return the service's new tables, and state and collector with room for their goals."""
-    more = service.num_goals - state.achieved.shape[1]
-
-    def grow(achieved):
-        return jnp.pad(achieved, ((0, 0), (0, more if achieved.shape[1] else 0)))
-
-    # BEGIN DQN
-    inputs = collector.rollout.inputs
-    if inputs.goals.shape[-1]:
-
-        def widen(words):
-            return jnp.pad(words, (*((0, 0),) * (words.ndim - 1), (0, more // 32)))
-
-        collector = collector.replace(rollout=collector.rollout.replace(inputs=inputs.replace(goals=widen(inputs.goals))))
-        steps, last = state.replay.buffer.experience, state.replay.last
-        steps = steps.replace(inputs=steps.inputs.replace(goals=widen(steps.inputs.goals)))
-        buffer = state.replay.buffer.replace(experience=steps)
-        state = state.replace(replay=state.replay.replace(buffer=buffer, last=last.replace(goals=widen(last.goals))))
-    # END DQN
-    state = state.replace(achieved=grow(state.achieved))
-    last = collector.last.replace(suggested=grow(collector.last.suggested), achieved=grow(collector.last.achieved))
-    return service.tables, state, collector.replace(achieved=grow(collector.achieved), last=last)
-
-
-@partial(jax.jit, static_argnums=0)
-def find_unanswered(setup: Setup, tables: GoalTables, scenes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return a copy of the scenes [T, N, W] and where they have not been answered, [T, N] bool."""
-    return scenes, suggest_by_scene(tables, setup.prompt_mask, scenes)[1] < 0
-
-
-# --------------------------------------------------------------------------------------------------------------------- UPDATE
+# ------------------------------------------------------------------------------------------- UPDATE
 
 
 # BEGIN DQN
-def remember(setup: Setup, replay: Replay, rollout: Rollout, rewards: jax.Array, last: PackedInput) -> Replay:
-    """Append a rewarded rollout; last [N, ...] is what the policy would have read where the time limit cut an episode."""
-    chex.assert_equal_shape([rewards, rollout.actions, rollout.terminated, rollout.truncated])
-    envs, places = np.arange(setup.args.num_envs, dtype=np.int32), jax.tree.leaves(replay.last)[0].shape[1]
-    place, cut = replay.cuts % places, rollout.truncated.any(0)
+def dqn_loss(
+    network: nn.Module, args: Args, params: Any, target_params: Any, batch: Transitions
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the Huber loss of n-step double Q-learning and what it is made of.
 
-    def note(ring, x):
-        kept = jnp.where(cut.reshape(-1, *(1,) * (x.ndim - 1)), x, ring[envs, place])
-        return ring.at[envs, place].set(kept)
-
-    steps = Experience(
-        inputs=rollout.inputs,
-        actions=rollout.actions,
-        rewards=rewards,
-        terminated=rollout.terminated,
-        truncated=rollout.truncated,
-        place=jnp.broadcast_to((envs * places + place)[None], rewards.shape),
-    )
-    buffer = make_buffer(setup.args, setup.world).add(replay.buffer, jax.tree.map(lambda x: x.swapaxes(0, 1), steps))
-    return Replay(buffer, jax.tree.map(note, replay.last, last), replay.cuts + cut)
-
-
-def n_step_returns(rewards, terminated, truncated, gamma: float) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Sum up to n rewards, all arguments [B, n]; no further than the end of the episode.
-
-    Returns the discounted sums [B] float32, the discounts [B] float32 of the value of the state reached (0 where it is terminal),
-    the steps taken to it [B] int32, and whether the time limit cut the episode there [B] bool.
+    Double: van Hasselt et al., 2016. With --munchausen that of Munchausen DQN (Vieillard et al.,
+    2020): a soft value of the state reached and, for the action taken, by which n steps begin, a
+    share of its scaled log-probability.
     """
-    chex.assert_equal_shape([rewards, terminated, truncated])
-    ended = terminated | truncated
-    is_in = (jnp.cumsum(ended, axis=1) - ended) == 0
-    powers = gamma ** np.arange(rewards.shape[1], dtype=np.float32)[None]
-    steps = is_in.sum(1)
-    discounts = gamma**steps * ~(terminated & is_in).any(1)
-    return (rewards * powers * is_in).sum(1), discounts, steps, (truncated & is_in).any(1)
-
-
-def gather_observations(world, packed: jax.Array, done: jax.Array, at: jax.Array) -> jax.Array:
-    """Make the observations at the places at [B] of packed sequences [B, L, *P]; done: [B, L] bool.
-
-    Of what an observation is made of, moments before the episode's first are replaced by the first, as the world does at a reset.
-    """
-    sequences, length = done.shape
-    places = np.arange(length, dtype=np.int32)[None]
-    first = jnp.max(jnp.where(done & (places < at[:, None]), places + 1, 0), axis=1)
-    moments = jnp.maximum(at[:, None] - np.arange(world.history, dtype=np.int32)[None, ::-1], first[:, None])
-    return world.unpack_observation(packed[np.arange(sequences)[:, None], moments])
-
-
-def sample_transitions(setup: Setup, tables: GoalTables, replay: Replay, key: jax.Array) -> tuple:
-    """Draw B transitions of up to n steps: return inputs, actions, returns, discounts, following inputs, each [B, ...]."""
-    world, n_step = setup.world, setup.args.n_step
-    with jax.numpy_rank_promotion("allow"):  # flashbax promotes ranks
-        steps = make_buffer(setup.args, world).sample(replay.buffer, key).experience
-    now = world.history - 1
-    rewards, terminated, truncated = (x[:, now : now + n_step] for x in (steps.rewards, steps.terminated, steps.truncated))
-    returns, discounts, taken, cut = n_step_returns(rewards, terminated, truncated, setup.args.gamma)
-    rows, then = np.arange(len(returns)), now + taken
-    done = steps.terminated | steps.truncated
-    current = jax.tree.map(lambda x: x[:, now], steps.inputs)
-    observation = gather_observations(world, steps.inputs.observation, done, jnp.full_like(then, now))
-
-    # Where the time limit cut the episode the next step in the replay is of another one: what followed is among the last states.
-    places = steps.place[rows, then - 1]
-    last = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[places], replay.last)
-    following = select(cut, last, jax.tree.map(lambda x: x[rows, then], steps.inputs))
-    packed = steps.inputs.observation.at[rows, then].set(following.observation)
-    next_observation = gather_observations(world, packed, done.at[rows, then - 1].set(False), then)
-    inputs = unpack_input(setup, tables, observation, current)
-    return inputs, steps.actions[:, now], returns, discounts, unpack_input(setup, tables, next_observation, following)
-
-
-def dqn_loss(network: nn.Module, args: Args, params, target_params, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016) and what it is made of.
-
-    With --munchausen that of Munchausen DQN (Vieillard et al., 2020): a soft value of the state reached, and for the action taken,
-    by which n steps begin, a share of its scaled log-probability.
-    """
-    inputs, actions, returns, discounts, next_inputs = batch
-    chex.assert_equal_shape([actions, returns, discounts])
-    values = network.apply(params, inputs)
+    actions = batch.actions
+    chex.assert_equal_shape([actions, batch.returns, batch.discounts])
+    values = network.apply(params, batch.inputs)
     chosen = jnp.take_along_axis(values, actions[:, None], axis=1)[:, 0]
-    next_values, temperature = network.apply(target_params, next_inputs), args.policy_temperature
+    returns, temperature = batch.returns, args.policy_temperature
+    next_values = network.apply(target_params, batch.next_inputs)
     if args.munchausen:
-        log_policy = jax.nn.log_softmax(network.apply(target_params, inputs) / temperature)
+        log_policy = jax.nn.log_softmax(network.apply(target_params, batch.inputs) / temperature)
         taken = temperature * jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
         returns += args.munchausen * jnp.maximum(taken, -1.0)
         next_values = temperature * jax.nn.logsumexp(next_values / temperature, axis=-1)
     else:
-        best = network.apply(params, next_inputs).argmax(-1)
+        best = network.apply(params, batch.next_inputs).argmax(-1)
         next_values = jnp.take_along_axis(next_values, best[:, None], axis=1)[:, 0]
-    targets = jax.lax.stop_gradient(returns + discounts * next_values)
+    targets = jax.lax.stop_gradient(returns + batch.discounts * next_values)
     loss = optax.huber_loss(chosen, targets).mean()
     return loss, {"td_loss": loss, "action_value": chosen.mean(), "target": targets.mean()}
 
 
-def learn(setup: Setup, tables: GoalTables, state: RunnerState) -> tuple[RunnerState, dict[str, jax.Array]]:
-    """Take the update's gradient steps, none before --learning-starts; return the state and the mean of the losses."""
+def sample_batch(setup: Setup, tables: GoalTables, replay: Replay, key: jax.Array) -> Transitions:
+    """Draw B transitions of up to n steps."""
+    args = setup.args
+    batch = sample_transitions(setup.world, replay, key, args.sample_size, args.n_step, args.gamma)
+    return batch.replace(
+        inputs=unpack_input(setup, tables, batch.inputs),
+        next_inputs=unpack_input(setup, tables, batch.next_inputs),
+    )
+
+
+def learn(
+    setup: Setup, tables: GoalTables, state: RunnerState
+) -> tuple[RunnerState, dict[str, jax.Array]]:
+    """Take the gradient steps, none before --learning-starts; return also the mean losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
     loss = partial(dqn_loss, setup.network, args)
 
     def gradient_step(carry, step):
         params, target_params, opt_state = carry
         key, number = step
-        batch = sample_transitions(setup, tables, state.replay, key)
+        batch = sample_batch(setup, tables, state.replay, key)
         gradients, parts = jax.grad(loss, has_aux=True)(params, target_params, batch)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -927,15 +654,19 @@ def learn(setup: Setup, tables: GoalTables, state: RunnerState) -> tuple[RunnerS
         return (params, target_params, opt_state), parts
 
     def train(carry):
-        numbers = state.update * args.gradient_steps + np.arange(1, args.gradient_steps + 1, dtype=np.int32)
-        return jax.lax.scan(gradient_step, carry, (jax.random.split(steps_key, args.gradient_steps), numbers))
+        numbers = np.arange(1, args.gradient_steps + 1, dtype=np.int32)
+        numbers = state.update * args.gradient_steps + numbers
+        keys = jax.random.split(steps_key, args.gradient_steps)
+        return jax.lax.scan(gradient_step, carry, (keys, numbers))
 
     def wait(carry):
-        return carry, {name: jnp.zeros(args.gradient_steps) for name in ("td_loss", "action_value", "target")}
+        zeros = jnp.zeros(args.gradient_steps)
+        return carry, {"td_loss": zeros, "action_value": zeros, "target": zeros}
 
     key, steps_key = jax.random.split(state.key)
     env_steps = (state.update + 1) * args.batch_size
-    begins = (env_steps >= args.learning_starts) & make_buffer(args, setup.world).can_sample(state.replay.buffer)
+    begins = can_sample(state.replay, setup.world.history + args.n_step)
+    begins &= env_steps >= args.learning_starts
     carry = (state.params, state.target_params, state.opt_state)
     (params, target_params, opt_state), parts = jax.lax.cond(begins, train, wait, carry)
     state = state.replace(params=params, target_params=target_params, opt_state=opt_state, key=key)
@@ -943,336 +674,114 @@ def learn(setup: Setup, tables: GoalTables, state: RunnerState) -> tuple[RunnerS
 
 
 # END DQN
-@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def update(
-    setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector
-) -> tuple[RunnerState, Collector, dict[str, Any]]:
-    """Reward the rollout, learn from it, and refill the pool of fresh worlds; return state, emptied collector and metrics."""
-    args, rollout, last = setup.args, collector.rollout, collector.last
-    refuted = state.refuted | refute_needs(tables, rollout.captions, rollout.scenes) if args.evidence else state.refuted
-    tables = drop_needs(tables, state.refuted)
-
+    setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout
+) -> tuple[RunnerState, dict[str, Any]]:
+    """Reward the rollout, learn from it, refill the pool of worlds; return also the metrics."""
+    args = setup.args
     # REWARD
-    rewards, achieved = rollout.rewards, state.achieved
+    rewards, achieved = rollout.rewards, state.achieved_before
     if args.goal_source != "none":
         rewards, achieved = ellm_rewards(setup, tables, rollout, achieved)
-
     key, goal_key, refill_key = jax.random.split(state.key, 3)
-    suggested = last.suggested
-    if setup.reads_goals and setup.per_scene:
-        suggested = suggest(setup, tables, goal_key, state.envs.states, last.scenes)
 
     # BEGIN DQN
     # REPLAY
-    final = pack_input(setup, last.observation, last.captions_so_far, last.scenes, suggested, last.achieved)
-    state = state.replace(key=key, replay=remember(setup, state.replay, rollout, rewards, final))
+    last = pack_input(setup, state.last, *read(setup, tables, goal_key, state.last))
+    replay = add(
+        state.replay,
+        inputs=rollout.inputs,
+        actions=rollout.actions,
+        rewards=rewards,
+        terminated=rollout.terminated,
+        truncated=rollout.truncated,
+        last=last,
+    )
 
     # LEARN
-    state, losses = learn(setup, tables, state)
-
+    state, losses = learn(setup, tables, state.replace(key=key, replay=replay))
     # END DQN
 
     envs, episodes = setup.envs.drain(setup.envs.refill(refill_key, state.envs))
     metrics = {
         "episodes": episodes,
         "reward_per_step": rewards.mean(),
-        "steps_without_answer": steps_without_answer(setup, tables, rollout.scenes),
+        "steps_without_answer": share_unanswered(args, setup.prompt_mask, tables, rollout.scenes),
         "pool_exhausted": envs.exhausted,
-        **({"needs_dropped": jax.lax.population_count(refuted).sum()} if args.evidence else {}),
         **losses,
     }
-    state = state.replace(envs=envs, achieved=achieved, update=state.update + 1, refuted=refuted)
-    collector = collector.replace(achieved=jnp.copy(achieved), step=jnp.zeros((), jnp.int32))
-    return state, collector, metrics
-
-
-def steps_without_answer(setup: Setup, tables: GoalTables, scenes: jax.Array) -> jax.Array:
-    """Return the share of scenes [T, N, W] for which no language model has answered, float32 []."""
-    if not setup.per_scene:
-        return jnp.zeros(())
-    rows = suggest_by_scene(tables, setup.prompt_mask, scenes)[1]
-    return 1.0 - (tables.answered[rows] & (rows >= 0)).mean()
-
-
-def select(condition: jax.Array, new: Any, old: Any) -> Any:
-    """Choose per env between two trees of [N, ...]; condition: [N] bool."""
-
-    def choose(x, y):
-        return jnp.where(condition.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
-
-    return jax.tree.map(choose, new, old)
-
-
-# ------------------------------------------------------------------------------------------------------------------- EVALUATE
-
-
-@struct.dataclass
-class Play:
-    """Episodes being played, one in each of M worlds, each until it is over.
-
-    captions_so_far: [M, C] bool; achieved: [M, G] bool; achievements: [M, K] bool; returns: [M] float32; lengths: [M] int32;
-    over: [M] bool.
-    """
-
-    states: Any
-    captions_so_far: jax.Array
-    achieved: jax.Array
-    achievements: jax.Array
-    returns: jax.Array
-    lengths: jax.Array
-    over: jax.Array
-
-
-@partial(jax.jit, static_argnums=0)
-def start_play(setup: Setup, tables: GoalTables, keys: jax.Array) -> Play:
-    """Begin one episode for each key [M]."""
-    world, m = setup.world, keys.shape[0]
-    return Play(
-        states=jax.lax.map(world.reset, keys),
-        captions_so_far=jnp.zeros((m, len(world.captions)), bool),
-        achieved=jnp.zeros((m, tables.sensible.shape[0]), bool),
-        achievements=jnp.zeros((m, len(world.achievements)), bool),
-        returns=jnp.zeros(m),
-        lengths=jnp.zeros(m, jnp.int32),
-        over=jnp.zeros(m, bool),
+    state = state.replace(
+        envs=envs,
+        achieved=achieved,
+        achieved_before=jnp.copy(achieved),
+        update=state.update + 1,
+        step=jnp.zeros((), jnp.int32),
     )
+    return state, metrics
 
 
-@partial(jax.jit, static_argnums=0)
-def play_step(setup: Setup, tables: GoalTables, params, key: jax.Array, play: Play) -> tuple[Play, dict]:
-    """Act once in every world that is not over; return the play and what the first world's step shows in a film."""
+# ----------------------------------------------------------------------------------------- EVALUATE
+
+
+def act(
+    setup: Setup, tables: GoalTables, params: Any, key: jax.Array, moment: Moment
+) -> tuple[Moment, Transition, dict[str, jax.Array]]:
+    """Act once in every world of an evaluation; return also what a film shows of it."""
+    args, world = setup.args, setup.world
     goal_key, policy_key, world_key = jax.random.split(key, 3)
-    scenes = jax.vmap(setup.world.scene)(play.states)
-    suggested = jnp.zeros_like(play.achieved)
-    if setup.args.goal_source != "none":
-        suggested = suggest(setup, tables, goal_key, play.states, scenes)
-    observation = jax.vmap(setup.world.observe)(play.states)
-    inputs = make_inputs(setup, tables, observation, play.captions_so_far, scenes, suggested, play.achieved)
+    inputs, scenes, suggested = read(setup, tables, goal_key, moment)
     # BEGIN DQN
-    actions = choose_actions(setup, params, inputs, policy_key, setup.args.end_e)
+    actions = choose_actions(setup, params, policy_key, inputs, args.end_e)
     # END DQN
-    states, transition = jax.vmap(setup.world.step)(jax.random.split(world_key, len(actions)), play.states, actions)
-    rewards, reached = reward_step(tables, setup.args.similarity_threshold, suggested, play.achieved, transition.caption)
+    keys = jax.random.split(world_key, len(actions))
+    states, transition = jax.vmap(world.step)(keys, moment.states, actions)
+    rewards, reached = reward_step(
+        tables, args.similarity_threshold, suggested, moment.achieved, transition.caption
+    )
     shown = {
-        "state": play.states,
+        "state": moment.states,
         "scene": scenes,
         "suggested": suggested,
-        "achieved": play.achieved,
+        "achieved": moment.achieved,
         "reached": reached,
         "action": actions,
         "caption": transition.caption,
-        "reward": rewards if setup.args.goal_source != "none" else transition.reward,
+        "reward": rewards if args.goal_source != "none" else transition.reward,
         "achievements": transition.achievements,
-        "over": play.over,
+        "score": transition.score,
     }
-    caption_bits = jax.nn.one_hot(transition.caption, play.captions_so_far.shape[1], dtype=bool)
-    after = Play(
-        states=states,
-        captions_so_far=play.captions_so_far | caption_bits,
-        achieved=play.achieved | reached,
-        achievements=transition.achievements,
-        returns=play.returns + transition.reward,
-        lengths=play.lengths + 1,
-        over=transition.terminated | transition.truncated,
-    )
-    return select(play.over, play, after), jax.tree.map(lambda x: x[0], shown)
+    caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
+    after = Moment(states, moment.captions_so_far | caption, moment.achieved | reached)
+    return after, transition, shown
 
 
-def evaluate(setup: Setup, service: GoalService, params, num_episodes: int, key: jax.Array) -> tuple[dict[str, Any], list[dict]]:
-    """Play episodes with the sampled policy; return their statistics and the steps of the first, for a film.
-
-    Only a policy that reads words asks for unknown scenes; in a film of any other, such scenes have no goals.
-    """
-    reset_key, key = jax.random.split(key)
-    play = start_play(setup, service.tables, jax.random.split(reset_key, num_episodes))
-    shown = []
-    for step in range(setup.world.max_episode_steps):
-        # HOST WAITS for the device every 20 steps, at every step if the policy reads words.
-        if step % 20 == 0 and bool(play.over.all()):
-            break
-        if setup.must_know_scene:
-            scenes = np.asarray(jax.vmap(setup.world.scene)(play.states))
-            unknown = ~np.asarray(are_known(setup, service.tables, scenes)) & ~np.asarray(play.over)
-            if unknown.any():
-                service.resolve(scenes[unknown])
-                more = service.num_goals - play.achieved.shape[1]
-                play = play.replace(achieved=jnp.pad(play.achieved, ((0, 0), (0, more))))
-        step_key = jax.random.fold_in(key, step)
-        play, first = play_step(setup, service.tables, params, step_key, play)
-        shown.append(first)
-    rates = np.asarray(play.achievements).mean(0)
-    statistics = {
-        "episodes": num_episodes,
-        "achievements_per_episode": float(rates.sum()),
-        "achievements_standard_error": float(np.asarray(play.achievements).sum(1).std() / np.sqrt(num_episodes)),
-        "episode_return": float(play.returns.mean()),
-        "episode_length": float(play.lengths.mean()),
-        "success_rates": dict(zip(setup.world.achievements, rates.tolist(), strict=True)),
-    }
-    return statistics, shown
-
-
-# ----------------------------------------------------------------------------------------------------------------------- main
-
-
-def make_service(args: Args, world, on_progress: Callable[[int], None] = lambda waiting: None) -> GoalService:
-    """Open the way to everything that can answer; raises UserError for what is not there."""
-    return GoalService(
-        world,
-        source=args.goal_source,
-        form=args.goal_form,
-        llm=args.llm,
-        url=args.llm_url,
-        engine=args.llm_engine,
-        budget=args.llm_budget,
-        prompt=args.prompt,
-        store=args.store,
-        resolve_mode=args.resolve,
-        on_missing=args.on_missing,
-        prompt_scope=args.prompt_scope,
-        max_goal_tokens=args.max_goal_tokens,
-        temperature=args.temperature,
-        votes=args.votes,
-        closed_scoring=args.closed_scoring,
-        closed_calibration=args.closed_calibration,
-        seed=args.seed,
-        encoder=args.sentence_encoder,
-        embeds_goals=args.goal_conditioned,
-        text_observation=args.text_observation,
-        on_progress=on_progress,
-    )
-
-
-def make_args_world(args: Args):
-    """Make the world that the arguments name."""
-    return make_world(
-        args.env,
-        action_set=args.actions,
-        caption_regime=args.captions,
-        game_rules=args.game_rules,
-        observation=args.observation,
-    )
-
-
-def load_run(run_dir: str | Path) -> tuple[Setup, GoalService, Any]:
-    """Open a run for evaluation: return its setup, its goal service and the parameters of its last checkpoint."""
-    recorded = read_config(run_dir)["arguments"]
-    args = Args(**{field.name: recorded[field.name] for field in dataclasses.fields(Args)})
-    world = make_args_world(args)
-    service = make_service(args, world)
-    service.prepare()
-    setup = make_setup(args, world, service)
-    with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
-        state, _ = restore(setup, service, checkpoints)
-    return setup, service, state.params
-
-
-def restore(setup: Setup, service: GoalService, checkpoints: Checkpoints) -> tuple[RunnerState, dict[str, Any]]:
-    """Bring the service to where the last checkpoint was made; return the runner's state and what the run had spent."""
-    host = checkpoints.host()
-    service.restore(host["service"])
-    state, _ = checkpoints.restore(jax.eval_shape(partial(init_state, setup), service.tables))
-    if setup.args.evidence:
-        service.refute(np.asarray(state.refuted))
-    return state, host["spent"]
+# --------------------------------------------------------------------------------------------- main
 
 
 def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
-    start, clock = time.perf_counter(), CompileClock()
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    if args.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ellm/xla").expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    world = make_args_world(args)
+    configure(args)
+    world = make_world(args)
+    service = GoalService(world, args, seed=args.seed)
+    setup = make_setup(args, world, service)
     # BEGIN DQN
-    num_updates, *_ = args.num_updates, args.gradient_steps, args.target_period, args.buffer_steps
-    name = f"{args.env}-dqn"
+    name = f"{world.name}-dqn-{args.goal_source}"
     # END DQN
-    run_dir = Path(args.run_dir or f"runs/{name}-{args.goal_source}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-    with ExitStack() as stack:
-        service = stack.enter_context(closing(make_service(args, world)))
-        setup = make_setup(args, world, service)
-        facts = {"language_model": service.language_model, "prompts": service.prompts}
-        identity = [f.name for f in dataclasses.fields(Args) if f.name not in FREE_FIELDS] + list(facts)
-        run = stack.enter_context(Run(run_dir, dataclasses.asdict(args), facts, identity, track=args.track, script=__file__))
-        print(f"{run.path}: {service.describe()}", flush=True)
-        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
-        progress = stack.enter_context(Progress(num_updates * args.batch_size))
-        service.on_progress = progress.waiting
-        service.prepare()
-        before = {"wall_seconds": 0.0, "compile_seconds": 0.0}
-        if checkpoints.latest_step() is not None:
-            state, before = restore(setup, service, checkpoints)
-        else:
-            state = init_state(setup, service.tables)
-
-        def spent() -> dict[str, float]:
-            return {
-                "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,
-                "compile_seconds": before["compile_seconds"] + clock.seconds,
-            }
-
-        run.truncate_after(int(state.update) * args.batch_size)  # HOST WAITS.
-        tables, collector = service.tables, empty_collector(setup, state)
-        ended = time.perf_counter()
-
-        for number in range(int(state.update) + 1, num_updates + 1):
-            began, compiled_before = time.perf_counter(), clock.seconds
-            state, collector, unknown = collect(setup, tables, state, collector)
-            while setup.asks and int(unknown.count):  # HOST WAITS for one number.
-                tables, state, collector = resolve(service, unknown, state, collector)
-                state, collector, unknown = collect(setup, tables, state, collector)
-            if setup.in_background:
-                met, is_unanswered = find_unanswered(setup, tables, collector.rollout.scenes)
-            state, collector, metrics = update(setup, tables, state, collector)
-
-            metrics = jax.device_get(metrics)  # HOST WAITS for the device.
-            host_seconds, ended = began - ended, time.perf_counter()
-            seconds = ended - began - (clock.seconds - compiled_before)
-            line = {"update": number, "env_steps": number * args.batch_size, "scenes": service.num_scenes}
-            line |= metrics_line(world.achievements, metrics)
-            if setup.in_background:
-                if service.exchange(np.asarray(met)[np.asarray(is_unanswered)]):
-                    tables, state, collector = renew(service, state, collector)
-                line |= {"queue_length": service.queue_length, "queue_dropped": service.usage.queue_dropped}
-            line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": host_seconds}
-            run.log(line)
-            progress.update(line["env_steps"], line["achievements_per_episode"], service.num_scenes, service.queue_length)
-            failure = service.failure
-            if number % args.checkpoint_every == 0 or number == num_updates or failure:
-                checkpoints.save(number, state, {"service": service.state(), "spent": spent()})
-            if failure:
-                raise UserError(f"{failure}; all is kept: go on with --run-dir {run.path}") from failure
-
-        service.finish(drain=args.on_exit == "drain")
-        if args.evidence:
-            service.refute(np.asarray(state.refuted))
-        summary = summarise(read_metrics(run.path), world.achievements)
-        learning_curve(run.path, run.path / "curve.png")
-        shown = []
-        if args.evaluate_episodes:
-            progress.phase("evaluating")
-            key = jax.random.fold_in(jax.random.key(args.seed), 1)
-            summary["evaluation"], shown = evaluate(setup, service, state.params, args.evaluate_episodes, key)
-        summary |= {
-            "env_steps": num_updates * args.batch_size,
-            **spent(),
-            **costs(dataclasses.asdict(service.usage), num_updates * args.batch_size),
-            "scenes": service.num_scenes,
-            "goals": len(service.goals),
-            "language_model": service.language_model,
-            "git_commit": read_config(run.path)["git_commit"],
-        }
-        run.write_summary(summary)
-        if args.film and shown:
-            progress.phase("filming")
-            make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
-    achievements = summary["achievements_per_episode"]
-    ended = "no episode ended" if achievements is None else f"{achievements:.2f} achievements per episode"
-    print(f"{run.path}: {ended}", flush=True)
-    return summary
+    with Session(args, world, service, name, __file__) as session:
+        state = session.begin(partial(init_state, setup))
+        rollout = empty_rollout(setup, service.tables, state)
+        for _ in session.updates():
+            state, rollout, unknown = collect(setup, service.tables, state, rollout)
+            while service.holds_up and np.asarray(unknown.mask).any():  # HOST WAITS.
+                service.know(np.asarray(unknown.scenes)[np.asarray(unknown.mask)])
+                state, rollout = grow_goals((state, rollout), service.num_goals)
+                state, rollout, unknown = collect(setup, service.tables, state, rollout)
+            state, metrics = update(setup, service.tables, state, rollout)
+            if service.observe(rollout.scenes, rollout.captions):
+                state, rollout = grow_goals((state, rollout), service.num_goals)
+            session.log(state, metrics)
+        return session.finish(Policy(setup, act), state.params)
 
 
 if __name__ == "__main__":

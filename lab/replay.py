@@ -2,8 +2,8 @@
 
 Pure functions over one struct. A jitted function that adds to the replay must donate it, and no
 loop may carry it: then the big arrays stay where they are and nothing of them is copied.
-Axes: T steps of a rollout, N envs, B transitions drawn, S steps of a sequence, L steps of each env in
-the replay, R last states of each env in the replay, P what an observation is packed into.
+Axes: T steps of a rollout, N envs, B transitions drawn, S steps of a sequence, L steps of an env in
+the replay, R last states of an env in the replay, P what an observation is packed into.
 """
 
 from typing import Any
@@ -55,8 +55,8 @@ class Transitions:
     """B transitions of up to n steps, each array [B, ...].
 
     inputs, next_inputs: where the transition begins and what it leads to; actions: int32, its first
-    action; returns: float32, discounted sums of rewards; discounts: float32, of the value of what it
-    leads to, 0 where that is terminal.
+    action; returns: float32, discounted sums of rewards; discounts: float32, of the value of what
+    it leads to, 0 where that is terminal.
     """
 
     inputs: Any
