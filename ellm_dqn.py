@@ -601,11 +601,10 @@ def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, rollout: 
 def dqn_loss(
     network: nn.Module, args: Args, params: Any, target_params: Any, batch: Transitions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the Huber loss of n-step double Q-learning and what it is made of.
+    """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016), and its parts.
 
-    Double: van Hasselt et al., 2016. With --munchausen that of Munchausen DQN (Vieillard et al.,
-    2020): a soft value of the state reached and, for the action taken, by which n steps begin, a
-    share of its scaled log-probability.
+    With --munchausen that of Munchausen DQN (Vieillard et al., 2020): a soft value of the state
+    reached and, for the action taken, with which n steps begin, a share of its log-probability.
     """
     actions = batch.actions
     chex.assert_equal_shape([actions, batch.returns, batch.discounts])
