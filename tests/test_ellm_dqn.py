@@ -1,4 +1,4 @@
-"""The DQN script: returns by hand, a replay that never mixes episodes, probes, and exactness of every way to the same result."""
+"""The DQN script: its loss by hand, a replay that never mixes episodes, probes, exactness."""
 
 import ast
 import dataclasses
@@ -14,67 +14,85 @@ import pytest
 from flax import struct
 
 import ellm_dqn
-import goals.service
+import goals.scene_tables
+from goals.arguments import GoalArgs
+from goals.service import GoalService
+from lab.arguments import RunArgs
 from lab.cli import parse
 from lab.compile_clock import CompileClock
 from lab.errors import UserError
+from lab.play import Policy, play
+from lab.replay import Transitions
 from tests.test_ellm_ppo import Chatty, assert_equal_trees
-from tests.toy_world import ProbeWorld, ToyWorld
-from tests.training import TableModel, make_args, train_with_a_break
+from tests.toy.world import ProbeWorld, ToyWorld
+from tests.training import TableModel, load_state, make_args, train_with_a_break
 from tests.training import train as train_script
-from worlds.crafter import Transition
 from worlds.frames import FrameStack
+from worlds.world import Transition, WorldArgs
 
 
 def train(*arguments, **fields):
     return train_script(*arguments, script=ellm_dqn, **fields)
 
 
-# Returns
+def begin(args, world):
+    """Return what a run of these arguments begins with: setup, tables, state and rollout."""
+    service = GoalService(world, args, seed=args.seed)
+    service.prepare()
+    setup, tables = ellm_dqn.make_setup(args, world, service), service.tables
+    state = ellm_dqn.init_state(setup, tables)
+    return setup, tables, state, ellm_dqn.empty_rollout(setup, tables, state)
 
 
-def test_returns_by_hand_stop_where_the_episode_ends():
-    rewards = jnp.asarray([[1.0, 2.0, 4.0]] * 5)
-    terminated = jnp.asarray([[0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]], bool)
-    truncated = jnp.asarray([[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]], bool)
-    returns, discounts, steps, cut = ellm_dqn.n_step_returns(rewards, terminated, truncated, 0.5)
-    assert returns.tolist() == [3.0, 2.0, 2.0, 1.0, 3.0]
-    assert discounts.tolist() == [0.125, 0.0, 0.25, 0.0, 0.0]
-    assert steps.tolist() == [3, 2, 2, 1, 3] and cut.tolist() == [False, False, True, False, False]
+# The loss
+
+
+class Table:
+    """Stands for a network: values are a table of parameters."""
+
+    def apply(self, params, state):
+        return params[state]
 
 
 def test_loss_by_hand_is_double_and_gives_the_target_no_gradient():
-    """Values are a table of parameters; the online table chooses the action, the target table rates it."""
-
-    class Table:
-        def apply(self, params, state):
-            return params[state]
-
-    params, target_params = jnp.asarray([[1.0, 2.0], [5.0, 3.0]]), jnp.asarray([[0.0, 0.0], [7.0, 90.0]])
-    batch = (jnp.asarray([0]), jnp.asarray([1]), jnp.asarray([0.25]), jnp.asarray([0.25]), jnp.asarray([1]))
-    loss_of = partial(ellm_dqn.dqn_loss, Table(), ellm_dqn.Args(munchausen=0.0, policy_temperature=0.0))
+    """The online table chooses the action, the target table rates it."""
+    params, target_params = (
+        jnp.asarray([[1.0, 2.0], [5.0, 3.0]]),
+        jnp.asarray([[0.0, 0.0], [7.0, 90.0]]),
+    )
+    batch = Transitions(*map(jnp.asarray, ([0], [1], [0.25], [0.25], [1])))
+    loss_of = partial(
+        ellm_dqn.dqn_loss, Table(), ellm_dqn.Args(munchausen=0.0, policy_temperature=0.0)
+    )
     loss, parts = loss_of(params, target_params, batch)
     assert float(parts["target"]) == 0.25 + 0.25 * 7.0 and float(loss) == 0.0
-    batch = (*batch[:2], jnp.asarray([0.75]), *batch[3:])  # now half a unit short
-    loss, gradients = jax.value_and_grad(lambda *p: loss_of(*p, batch)[0], argnums=(0, 1))(params, target_params)
-    assert float(loss) == 0.125 and gradients[0].tolist() == [[0.0, -0.5], [0.0, 0.0]] and not gradients[1].any()
+    batch = batch.replace(returns=jnp.asarray([0.75]))  # now half a unit short
+    loss_alone = jax.value_and_grad(lambda *p: loss_of(*p, batch)[0], argnums=(0, 1))
+    loss, gradients = loss_alone(params, target_params)
+    assert (
+        float(loss) == 0.125
+        and gradients[0].tolist() == [[0.0, -0.5], [0.0, 0.0]]
+        and not gradients[1].any()
+    )
 
 
 def test_munchausen_target_by_hand():
-    class Table:
-        def apply(self, params, state):
-            return params[state]
-
     params, target_params = jnp.zeros((2, 2)), jnp.asarray([[0.3, 0.1], [0.5, 0.7]])
-    batch = (jnp.asarray([0, 0]), jnp.asarray([1, 0]), jnp.asarray([0.25, 0.25]), jnp.asarray([0.5, 0.0]), jnp.asarray([1, 1]))
+    batch = Transitions(*map(jnp.asarray, ([0, 0], [1, 0], [0.25, 0.25], [0.5, 0.0], [1, 1])))
     args = ellm_dqn.Args(munchausen=0.9, policy_temperature=0.1)
     log_policy = np.log(np.exp([3.0, 1.0]) / np.exp([3.0, 1.0]).sum())
     soft_value = 0.1 * np.log(np.exp(5.0) + np.exp(7.0))
-    expected = [0.25 + 0.9 * 0.1 * log_policy[1] + 0.5 * soft_value, 0.25 + 0.9 * 0.1 * log_policy[0]]
+    expected = [
+        0.25 + 0.9 * 0.1 * log_policy[1] + 0.5 * soft_value,
+        0.25 + 0.9 * 0.1 * log_policy[0],
+    ]
     parts = ellm_dqn.dqn_loss(Table(), args, params, target_params, batch)[1]
     assert float(parts["target"]) == pytest.approx(np.mean(expected), rel=1e-5)
-    args = dataclasses.replace(args, policy_temperature=10.0)  # a log-probability counts no lower than -1
-    parts = ellm_dqn.dqn_loss(Table(), args, params, target_params, tuple(x[1:] for x in batch))[1]
+    args = dataclasses.replace(
+        args, policy_temperature=10.0
+    )  # a log-probability counts no lower than -1
+    batch = jax.tree.map(lambda x: x[1:], batch)
+    parts = ellm_dqn.dqn_loss(Table(), args, params, target_params, batch)[1]
     assert float(parts["target"]) == pytest.approx(0.25 - 0.9)
 
 
@@ -96,7 +114,10 @@ class TaleState:
 
 @dataclass(frozen=True)
 class TaleWorld(ToyWorld):
-    """Each observation tells which episode it is of, at which step, and how that episode ends; frames by three pixels."""
+    """Each observation tells of which episode it is, at which step, and how that episode ends.
+
+    Frames tell it by three pixels.
+    """
 
     max_episode_steps: int = 8
     frames: bool = False
@@ -112,7 +133,8 @@ class TaleWorld(ToyWorld):
         caption = (1 + state.timestep).astype(jnp.int32)
         reward = state.episode + 0.01 * after.timestep
         truncated = (after.timestep >= self.max_episode_steps) & ~terminated
-        return after, Transition(caption, reward, terminated, truncated, jnp.zeros(2, bool))
+        score, achievements = jnp.zeros(()), jnp.zeros(2, bool)
+        return after, Transition(caption, reward, terminated, truncated, score, achievements)
 
     def observe(self, state):
         told = jnp.stack([state.episode, state.timestep, state.end])
@@ -129,44 +151,60 @@ class TaleWorld(ToyWorld):
 
 @pytest.mark.parametrize("frames", [False, True], ids=["symbols", "frames"])
 def test_replay_gives_back_what_happened(tmp_path, frames):
-    """Sample a replay that has wrapped around, and hold every transition against the tale that its observation tells."""
+    """Sample a replay that has wrapped around; each transition must fit what its inputs tell."""
     world = TaleWorld(frames=frames)
     world = FrameStack(world, 3) if frames else world
-    fields = {"goal_source": "oracle", "goal_conditioned": True, "text_observation": "facts", "total_timesteps": 4000}
-    args = make_args(ellm_dqn, tmp_path, "run", buffer_size=4 * 40, sample_size=64, gamma=0.5, **fields)
-    service = ellm_dqn.make_service(args, world)
-    service.prepare()
-    setup, tables = ellm_dqn.make_setup(args, world, service), service.tables
-    state = ellm_dqn.init_state(setup, tables)
-    collector = ellm_dqn.empty_collector(setup, state)
-    sample = jax.jit(partial(ellm_dqn.sample_transitions, setup))
+    fields = {
+        "goal_source": "oracle",
+        "goal_conditioned": True,
+        "text_observation": "facts",
+        "total_timesteps": 4000,
+    }
+    args = make_args(
+        ellm_dqn, tmp_path, "run", buffer_size=4 * 40, sample_size=64, gamma=0.5, **fields
+    )
+    setup, tables, state, rollout = begin(args, world)
+    sample = jax.jit(partial(ellm_dqn.sample_batch, setup))
     kinds = set()
     for round_number in range(20):
-        state, collector, _ = ellm_dqn.collect(setup, tables, state, collector)
-        state, collector, _ = ellm_dqn.update(setup, tables, state, collector)
-        if round_number < 7:  # until the first episodes, which begin in their midst, are overwritten
+        state, rollout, _ = ellm_dqn.collect(setup, tables, state, rollout)
+        state, _ = ellm_dqn.update(setup, tables, state, rollout)
+        if (
+            round_number < 7
+        ):  # until the first episodes, which begin in their midst, are overwritten
             continue
-        inputs, _, returns, discounts, following = jax.device_get(sample(tables, state.replay, jax.random.key(round_number)))
+        batch = sample(tables, state.replay, jax.random.key(round_number))
+        batch = jax.device_get(batch)
+        inputs, following = batch.inputs, batch.next_inputs
         stacks, next_stacks = (
-            np.moveaxis(x.observation[:, 0, :3], -1, 1) if frames else x.observation[:, None] for x in (inputs, following)
+            np.moveaxis(x.observation[:, 0, :3], -1, 1) if frames else x.observation[:, None]
+            for x in (inputs, following)
         )
-        for b in range(len(returns)):
+        for b in range(len(batch.returns)):
             episode, t, end = (int(x) for x in stacks[b, -1])
             last = min(end if end > 0 else 1, world.max_episode_steps)
             steps = min(args.n_step, last - t)
             over = t + steps == last
             terminated = over and end <= world.max_episode_steps
-            assert discounts[b] == (0.0 if terminated else 0.5**steps)
-            first_goals = {1 + k for k in range(last) if k < 3}  # the oracle suggests captions 1, 2, 3; each is reached once
-            expected = sum(0.5**i for i in range(steps) if 1 + t + i in first_goals and (1 + t + i) == 1 + (t + i) % 3)
-            assert returns[b] == pytest.approx(expected)
+            assert batch.discounts[b] == (0.0 if terminated else 0.5**steps)
+            first_goals = {
+                1 + k for k in range(last) if k < 3
+            }  # the oracle suggests captions 1, 2, 3; each is reached once
+            reached = [
+                1 + t + i in first_goals and 1 + t + i == 1 + (t + i) % 3 for i in range(steps)
+            ]
+            expected = sum(0.5**i for i in range(steps) if reached[i])
+            assert batch.returns[b] == pytest.approx(expected)
             assert inputs.captions_so_far[b].nonzero()[0].tolist() == list(range(1, t + 1))
             kinds.add("terminated" if terminated else "truncated" if over else "going on")
             ages = np.arange(world.history)[::-1]
-            assert stacks[b].astype(int).tolist() == [[episode, max(t - age, 0), end] for age in ages]
+            told = [[episode, max(t - age, 0), end] for age in ages]
+            assert stacks[b].astype(int).tolist() == told
             if not terminated:
-                assert next_stacks[b].astype(int).tolist() == [[episode, max(t + steps - age, 0), end] for age in ages]
-                assert following.captions_so_far[b].nonzero()[0].tolist() == list(range(1, t + steps + 1))
+                told = [[episode, max(t + steps - age, 0), end] for age in ages]
+                assert next_stacks[b].astype(int).tolist() == told
+                captions = following.captions_so_far[b].nonzero()[0].tolist()
+                assert captions == list(range(1, t + steps + 1))
     assert kinds == {"terminated", "truncated", "going on"}
     assert int(state.replay.cuts.max()) > jax.tree.leaves(state.replay.last)[0].shape[1]
 
@@ -174,18 +212,15 @@ def test_replay_gives_back_what_happened(tmp_path, frames):
 def test_replay_stays_where_it_is_and_nothing_is_compiled_again(tmp_path):
     world = ToyWorld()
     args = make_args(ellm_dqn, tmp_path, "run", goal_source="oracle", total_timesteps=3200)
-    service = ellm_dqn.make_service(args, world)
-    service.prepare()
-    setup, tables = ellm_dqn.make_setup(args, world, service), service.tables
-    state = ellm_dqn.init_state(setup, tables)
-    collector = ellm_dqn.empty_collector(setup, state)
+    setup, tables, state, rollout = begin(args, world)
     clock, places, programs = CompileClock(), [], []
     for _ in range(6):
-        state, collector, _ = ellm_dqn.collect(setup, tables, state, collector)
+        state, rollout, _ = ellm_dqn.collect(setup, tables, state, rollout)
         with jax.transfer_guard("disallow"):
-            state, collector, _ = ellm_dqn.update(setup, tables, state, collector)
+            state, _ = ellm_dqn.update(setup, tables, state, rollout)
         jax.block_until_ready(state)
-        places.append([leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.replay.buffer.experience) if leaf.size])
+        leaves = jax.tree.leaves(state.replay.steps)
+        places.append([leaf.unsafe_buffer_pointer() for leaf in leaves if leaf.size])
         programs.append(clock.programs)
     assert places[2:] == places[1:2] * 4 and programs[2:] == programs[1:2] * 4
 
@@ -195,12 +230,21 @@ def test_replay_stays_where_it_is_and_nothing_is_compiled_again(tmp_path):
 
 @pytest.mark.parametrize("kind", ["constant", "observation", "delayed", "action"])
 def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
-    fields = {"goal_source": "none", "num_envs": 16, "total_timesteps": 16 * 8 * 100, "learning_rate": 3e-3, "sample_size": 64}
-    fields |= {"gamma": 0.5, "target_network_frequency": 128, "end_e": 0.1, "checkpoint_every": 1000}
+    fields = {"goal_source": "none", "num_envs": 16, "total_timesteps": 16 * 8 * 100}
+    fields |= {
+        "learning_rate": 3e-3,
+        "sample_size": 64,
+        "gamma": 0.5,
+        "target_network_frequency": 128,
+        "end_e": 0.1,
+        "checkpoint_every": 1000,
+    }
     fields |= {"policy_temperature": 0.0, "munchausen": 0.0}
     _, state, lines = train(monkeypatch, ProbeWorld(kind=kind), tmp_path, kind, **fields)
     observations = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    inputs = ellm_dqn.PolicyInput(observations, jnp.zeros((4, 3), bool), jnp.zeros((4, 0)), jnp.zeros((4, 0)))
+    inputs = ellm_dqn.PolicyInput(
+        observations, jnp.zeros((4, 3), bool), jnp.zeros((4, 0)), jnp.zeros((4, 0))
+    )
     values = ellm_dqn.DuelingNetwork(2, 16).apply(state.params, inputs)
     if kind == "constant":
         np.testing.assert_allclose(values[:2], np.ones((2, 2)), atol=0.1)
@@ -214,12 +258,13 @@ def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
 
 
 def test_learns_to_reach_suggested_goals_without_the_worlds_reward(monkeypatch, tmp_path):
-    _, _, lines = train(
-        monkeypatch, ToyWorld(), tmp_path, "learn", TableModel(), goal_form="open", num_envs=16, total_timesteps=16 * 8 * 200,
-        learning_rate=3e-3, checkpoint_every=1000, hidden_size=64, sample_size=64, learning_starts=512, end_e=0.05,
-        exploration_fraction=0.7, gamma=0.9, target_network_frequency=256, policy_temperature=0.0, munchausen=0.0,
-    )  # fmt: skip
-    means = [line["achievements_per_episode"] for line in lines if line["episodes"]]
+    fields = {"goal_form": "open", "num_envs": 16, "total_timesteps": 16 * 8 * 200}
+    fields |= {"learning_rate": 3e-3, "sample_size": 64, "gamma": 0.9, "hidden_size": 64}
+    fields |= {"learning_starts": 512, "target_network_frequency": 256, "checkpoint_every": 1000}
+    fields |= {"end_e": 0.05, "exploration_fraction": 0.7}
+    fields |= {"policy_temperature": 0.0, "munchausen": 0.0}
+    _, _, lines = train(monkeypatch, ToyWorld(), tmp_path, "learn", TableModel(), **fields)
+    means = [sum(line["success_rates"].values()) for line in lines if line["episodes"]]
     assert np.mean(means[:10]) < 1.2 and np.mean(means[-20:]) > 1.7
 
 
@@ -227,15 +272,24 @@ def test_learns_to_reach_suggested_goals_without_the_worlds_reward(monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"goal_conditioned": True, "text_observation": "caption"}, {"goal_source": "oracle", "goal_conditioned": True}],
+    "fields",
+    [
+        {},
+        {"goal_conditioned": True, "text_observation": "caption"},
+        {"goal_source": "oracle", "goal_conditioned": True},
+    ],
     ids=["blind", "reads", "oracle"],
-)  # fmt: skip
-def test_run_repeats_bit_for_bit_and_one_that_was_killed_ends_there_too(monkeypatch, tmp_path, fields):
+)
+def test_run_repeats_bit_for_bit_and_one_that_was_killed_ends_there_too(
+    monkeypatch, tmp_path, fields
+):
     model = TableModel()
     settings = {"goal_form": "open", "total_timesteps": 4 * 8 * 6, "checkpoint_every": 3, **fields}
     cold, whole, whole_lines = train(monkeypatch, ToyWorld(), tmp_path, "whole", model, **settings)
     assert len(model.prompts) == len(set(model.prompts)) == cold["queries"]
-    _, resumed, resumed_lines = train_with_a_break(monkeypatch, ToyWorld(), tmp_path, "killed", model, ellm_dqn, **settings)
+    _, resumed, resumed_lines = train_with_a_break(
+        monkeypatch, ToyWorld(), tmp_path, "killed", model, ellm_dqn, **settings
+    )
     assert_equal_trees(whole, resumed)
     assert whole_lines == resumed_lines and len(whole_lines) == 6 and whole_lines[-1]["td_loss"] > 0
     assert len(model.prompts) == cold["queries"]  # the second run found all answers in the store
@@ -244,14 +298,16 @@ def test_run_repeats_bit_for_bit_and_one_that_was_killed_ends_there_too(monkeypa
 def test_room_for_goals_grows_without_a_trace(monkeypatch, tmp_path):
     settings = {"goal_form": "open", "goal_conditioned": True, "total_timesteps": 4 * 8 * 6}
     roomy, _, roomy_lines = train(monkeypatch, ToyWorld(), tmp_path, "roomy", Chatty(), **settings)
-    monkeypatch.setattr(goals.service, "GOAL_CAPACITY", 32)
+    monkeypatch.setattr(goals.scene_tables, "GOAL_CAPACITY", 32)
     settings["store"] = str(tmp_path / "other.sqlite")
-    grown, state, grown_lines = train(monkeypatch, ToyWorld(), tmp_path, "grown", Chatty(), **settings)
+    grown, state, grown_lines = train(
+        monkeypatch, ToyWorld(), tmp_path, "grown", Chatty(), **settings
+    )
     words = state.achieved.shape[1] // 32
     assert grown["goals"] == roomy["goals"] > 32 and state.replay.last.goals.shape[-1] == words
-    assert state.replay.buffer.experience.inputs.goals.shape[-1] == words
+    assert state.replay.steps.inputs.goals.shape[-1] == words
     for a, b in zip(roomy_lines, grown_lines, strict=True):
-        assert a["achievements_per_episode"] == b["achievements_per_episode"] and a["scenes"] == b["scenes"]
+        assert a["success_rates"] == b["success_rates"] and a["scenes"] == b["scenes"]
         np.testing.assert_allclose(a["td_loss"], b["td_loss"], rtol=1e-4)
 
 
@@ -267,19 +323,27 @@ def test_evaluation_and_film_are_there(monkeypatch, tmp_path):
     summary, _, _ = train(monkeypatch, ToyWorld(), tmp_path, "run", **fields)
     assert summary["evaluation"]["episodes"] == 3
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files >= {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "film.gif", "curve.png"}
-    setup, service, params = ellm_dqn.load_run(tmp_path / "run")
-    again = [ellm_dqn.evaluate(setup, service, params, 3, jax.random.key(5))[0] for _ in range(2)]
+    assert files >= {"config.json", "metrics.jsonl", "summary.json", "checkpoints"}
+    assert files >= {"film.gif", "curve.png"}
+    args, world = make_args(ellm_dqn, tmp_path, "run", **fields), ToyWorld()
+    service = GoalService(world, args, seed=args.seed)
+    service.prepare()
+    policy = Policy(ellm_dqn.make_setup(args, world, service), ellm_dqn.act)
+    params = load_state(args, world, ellm_dqn).params
+    again = [play(policy, service, params, 3, jax.random.key(5))[0] for _ in range(2)]
     assert again[0] == again[1]
 
 
 # Input
 
 
-def test_every_argument_is_read():
+def test_every_argument_of_the_algorithm_is_read():
     tree = ast.parse(Path(ellm_dqn.__file__).read_text(encoding="utf-8"))
-    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-    assert {field.name for field in dataclasses.fields(ellm_dqn.Args)} <= read
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    read = {node.attr for node in nodes if isinstance(node.ctx, ast.Load)}
+    groups = (RunArgs, WorldArgs, GoalArgs)
+    of_groups = {field.name for group in groups for field in dataclasses.fields(group)}
+    assert {field.name for field in dataclasses.fields(ellm_dqn.Args)} - of_groups <= read
 
 
 def test_preset_is_the_papers_and_yields_to_what_is_given():
@@ -287,9 +351,27 @@ def test_preset_is_the_papers_and_yields_to_what_is_given():
         return parse(ellm_dqn.Args, lambda args: ellm_dqn.PRESETS[args.preset], argv)
 
     paper = given("--preset", "paper", "--num-envs", "16")
-    expected = {"learning_rate": 6.25e-5, "sample_size": 64, "train_frequency": 4, "target_network_frequency": 8000, "n_step": 3}
-    expected |= {"gamma": 0.99, "start_e": 1.0, "end_e": 0.01, "learning_starts": 5000, "total_timesteps": 5_000_000}
-    expected |= {"buffer_size": 5_000_000, "hidden_size": 512, "observation": "frames", "num_envs": 16, "seed": 1}
+    expected = {
+        "learning_rate": 6.25e-5,
+        "sample_size": 64,
+        "train_frequency": 4,
+        "target_network_frequency": 8000,
+        "n_step": 3,
+    }
+    expected |= {
+        "gamma": 0.99,
+        "start_e": 1.0,
+        "end_e": 0.01,
+        "learning_starts": 5000,
+        "total_timesteps": 5_000_000,
+    }
+    expected |= {
+        "buffer_size": 5_000_000,
+        "hidden_size": 512,
+        "observation": "frames",
+        "num_envs": 16,
+        "seed": 1,
+    }
     expected |= {"policy_temperature": 0.0, "munchausen": 0.0}
     assert {name: getattr(paper, name) for name in expected} == expected
     assert paper.exploration_fraction * paper.total_timesteps == 1_000_000
@@ -308,7 +390,9 @@ def test_preset_is_the_papers_and_yields_to_what_is_given():
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, fields, message):
-    args = make_args(ellm_dqn, tmp_path, "run", **{"llm": "qwen2.5-coder-1.5b", "prompt": None, **fields})
+    args = make_args(
+        ellm_dqn, tmp_path, "run", **{"llm": "qwen2.5-coder-1.5b", "prompt": None, **fields}
+    )
     with pytest.raises(UserError, match=message) as error:
         ellm_dqn.main(args)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
