@@ -77,7 +77,7 @@ class Args(RunArgs, WorldArgs, TextArgs):
     # END DQN
     hidden_size: int = 256  # width of the two hidden layers
     caption_memory: bool = True
-    """the policy reads which captions the episode has seen, as the agents of ellm_dqn.py do"""
+    """the policy reads which captions the episode has seen, as those of the ELLM scripts do"""
 
     @property
     def batch_size(self) -> int:
@@ -408,7 +408,7 @@ def collect_step(
     setup: Setup, tables: GoalTables, state: RunnerState
 ) -> tuple[RunnerState, Rollout]:
     """Act once in every env; return the state one step further, and the step."""
-    key, _, policy_key, world_key, _ = jax.random.split(state.key, 5)  # as ellm_dqn.py splits it
+    key, _, policy_key, world_key, _ = jax.random.split(state.key, 5)  # split as with goals
     inputs, scenes = read(setup, tables, state.moment)
     # BEGIN DQN
     args = setup.args
@@ -579,7 +579,6 @@ def update(
     setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout
 ) -> tuple[RunnerState, dict[str, Any]]:
     """Reward the rollout, learn from it, refill the pool of worlds; return also the metrics."""
-    args = setup.args
     # REWARD
     rewards = rollout.rewards
     key, _, refill_key = jax.random.split(state.key, 3)
@@ -628,7 +627,7 @@ def act(
     _, policy_key, world_key = jax.random.split(key, 3)
     inputs, scenes = read(setup, tables, moment)
     # BEGIN DQN
-    actions = choose_actions(setup, params, policy_key, inputs, args.end_e)
+    actions = choose_actions(setup, params, policy_key, inputs, setup.args.end_e)
     # END DQN
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
