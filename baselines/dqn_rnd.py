@@ -1,39 +1,24 @@
-"""DQN rewarded for states that it cannot predict: RND (Burda et al., 2018) and NovelD (Zhang et al., 2021).
+"""DQN rewarded for states that it cannot predict: RND (Burda et al., 2018) or NovelD (2021).
 
-No language model. A fixed random network embeds the state that each action led to, another learns to predict the embedding; its
-squared error, divided by the standard deviation of its discounted sums, is the bonus. NovelD pays for the first visit of an episode
-to what is more novel than the state before. Where the policy reads text, the embedded text of the state is embedded with it. The
-world's own reward counts --extrinsic-coef times, by default not at all: pretraining. All else is baselines/dqn.py.
-Steps are rewarded once, when they are collected and before they enter the replay; the predictor learns from them then too.
+RND pays the error of a network that learns to predict what a random one makes of each state
+reached, NovelD the rise of that error at an episode's first visit of a state (Zhang et al., 2021);
+bonuses/ has both. Steps are rewarded once, before they enter the replay. The game's reward counts
+--extrinsic-coef times, by default not at all. All else is baselines/dqn.py.
 
-    python -m baselines.dqn_rnd --env crafter                      pretraining, minutes on two CPU cores
-    python -m baselines.dqn_rnd --noveld                           the same with NovelD
-    python -m baselines.dqn_rnd --extrinsic-coef 1 --intrinsic-coef 0.01     also for the world's reward
+    python -m baselines.dqn_rnd --env crafter           pretraining, minutes on two CPU cores
+    python -m baselines.dqn_rnd --noveld                the same with NovelD
+    python -m baselines.dqn_rnd --extrinsic-coef 1 --intrinsic-coef 0.01      for both rewards
 
-On a GPU or TPU (jax for the device installed) begin with --preset gpu.
-Deviations from the papers:
-1. One network of action values and one discount serve both rewards, and the bonus ends with the episode as the world's reward does.
-   RND has two heads and two discounts, and its bonus goes on over the ends of episodes.
-2. The statistics of observations count a rollout before it is rewarded. RND begins with random steps and counts it afterwards.
-3. The predictor learns after the reward, with an optimizer of its own, in 4 passes over the rollout in minibatches of 512 states.
-   RND's learns in one loss with the policy, in 4 passes in minibatches of 1024.
-4. Symbols are read by a hidden layer instead of three convolutions; hidden layers are --hidden-size wide, the paper's 512.
-5. NovelD's errors are those of RND and its reward is divided as RND's is. NovelD's own are of the policy's features, and undivided.
-   In Crafter's symbols the light changes at every step, so that nearly every visit is a first one: see first_visits in the metrics.
-Axes: T steps, N envs, B minibatch, A actions, D observation, C captions, K achievements, E embedding, W scene words, F features,
-P what an observation is packed into, L steps of an env in the replay or states of an episode.
+Axes: T steps, N envs, B minibatch, A actions, D observation, C captions, K achievements,
+E embedding, W scene words, L steps of an env in the replay, P what an observation is packed into.
 """
 
-import dataclasses
-import time
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import chex
-import flashbax as fbx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,71 +26,36 @@ import numpy as np
 import optax
 from flax import struct
 
+from bonuses.bonus import Moves, Seen
+from bonuses.noveld import NovelD, NovelDArgs, NovelDState
+from bonuses.rnd import RND, RNDState
 from goals.service import GoalService
-from goals.tables import GoalTables, embed_facts, hash_scenes, lookup, pack_bits, unpack_bits
-from lab.checkpoint import Checkpoints
+from goals.tables import GoalTables, embed_text, is_known, pack_bits, unpack_bits
+from lab.arguments import RunArgs
 from lab.cli import run_cli
-from lab.compile_clock import CompileClock
 from lab.convolution import Convolution
 from lab.errors import UserError
-from lab.film import film_frames, make_film
-from lab.metrics import costs, metrics_line, summarise
-from lab.plots import learning_curve
-from lab.progress import Progress
-from lab.run import Run, read_config, read_metrics
+from lab.play import Moment, Policy, first_moment, select
+from lab.replay import Replay, Transitions, add, can_sample, empty_replay, sample_transitions
+from lab.session import Session, configure
 from worlds import make_world
 from worlds.vector import VectorState, VectorWorld
+from worlds.world import Transition, World, WorldArgs
 
-# ------------------------------------------------------------------------------------------------------------------ arguments
+# ---------------------------------------------------------------------------------------- arguments
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(RunArgs, WorldArgs, NovelDArgs):
     """Train an agent on the reward of its world."""
 
-    # The run
-    seed: int = 1  # seed of everything random
-    run_dir: str | None = None  # directory of the run; a run of the same configuration goes on; default: a new one under runs/
-    total_timesteps: int = 1_500_000  # length of the training [env steps], rounded down to whole updates
-    # BEGIN DQN
-    preset: Literal["cpu", "gpu", "paper"] = "cpu"  # defaults of the command line: a laptop's CPU, an accelerator, the paper's
-    checkpoint_every: int = 500  # time between checkpoints [updates], the replay is part of each; the last update always has one
-    # END DQN
-    evaluate_episodes: int = 64  # episodes played at the end with the trained policy; 0: none
-    film: bool = True  # make film.gif of the first evaluation episode
-    track: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
-    compilation_cache: bool = True  # keep compiled programs in ~/.cache/ellm, so that the next start is quick
-
-    # The world
-    env: str = "crafter"  # world to live in
-    actions: Literal["pairs", "base"] = "pairs"  # pairs: the paper's 139 verb-noun actions; base: the game's own 17
-    captions: Literal["attempt", "effect"] = "attempt"  # attempt: the thing was at hand (the paper's); effect: it really happened
-    game_rules: Literal["paper", "craftax"] = "paper"  # paper: 400 steps, mobs fall at one hit; craftax: the game's own rules
-    observation: Literal["symbolic", "pixels", "frames"] = "symbolic"
-    """what the policy sees of the world: symbols, a coloured picture, or the paper's four last grey pictures of 84 x 84"""
-
-    # The policy's inputs
-    text_observation: Literal["none", "caption", "facts"] = "none"
-    """also read the scene in words: the embedded caption (the paper's), or the mean of its facts' embeddings"""
-    caption_memory: bool = True  # also read which captions the episode has seen, as the agents of ellm_ppo.py do
-    sentence_encoder: str = "all-MiniLM-L6-v2"
-    """all-MiniLM-L6-v2, or a hub id or folder (the paper's: sentence-transformers/paraphrase-MiniLM-L3-v2)"""
-    store: str = "runs/store.sqlite"  # embeddings, shared by all runs that name the same file
-
-    # BEGIN RND
-    # The bonus
-    extrinsic_coef: float = 0.0  # weight of the world's reward; 0: pretraining without it
-    intrinsic_coef: float = 1.0  # weight of the bonus
-    rnd_features: int = 128  # width of the random embedding (F); the paper's: 512
-    rnd_learning_rate: float = 1e-4  # Adam's step size for the predictor
-    rnd_epochs: int = 4  # passes of the predictor over each rollout
-    rnd_minibatch_size: int = 512  # states per gradient step of the predictor, or a few more: a rollout is cut into equal parts
-    rnd_proportion: float | None = None  # share of the rollout in each pass; default: the paper's, 32 / --num-envs, at most 1
-    noveld: bool = False  # reward only what is more novel than the state before, and only at its first visit in the episode
-    noveld_alpha: float = 0.5  # how much more: this times the novelty of the state before is taken away
-    # END RND
+    FREE: ClassVar[tuple[str, ...]] = ("preset",)
 
     # BEGIN DQN
+    preset: Literal["cpu", "gpu", "paper"] = "cpu"
+    """defaults for a laptop's CPU, for an accelerator, or the paper's"""
+    checkpoint_every: int = 500
+    """time between checkpoints [updates], each with the replay; the last update has one"""
     num_envs: int = 32  # worlds in step (N)
     num_steps: int = 16  # steps of each world per update (T)
     train_frequency: int = 16  # env steps per gradient step; the paper's: 4
@@ -115,92 +65,99 @@ class Args:
     learning_rate: float = 1e-3  # Adam's step size
     gamma: float = 0.97  # discount; the paper's: 0.99
     n_step: int = 3  # rewards summed before the value is bootstrapped [env steps]
-    target_network_frequency: int = 8_000  # env steps between copies of the parameters into the target network
+    target_network_frequency: int = 8_000
+    """env steps between copies of the parameters into the target network"""
     start_e: float = 1.0  # chance of a random action at the start
     end_e: float = 0.01  # chance of a random action after the exploration, and in evaluation
     policy_temperature: float = 0.03
-    """temperature of a softmax over the action values, for most of the 139 actions do nothing and the best may be one of them for
-    ever; 0: always the best action, as in the paper"""
-    exploration_fraction: float = 0.2  # share of --total-timesteps in which the chance falls linearly
+    """temperature of a softmax over the action values, for most of the 139 actions do nothing and
+    the best may be one of them for ever; 0: always the best action, as in the paper"""
+    exploration_fraction: float = 0.2
+    """share of --total-timesteps in which the chance of a random action falls linearly"""
     munchausen: float = 0.9
-    """share of the log-probability of the action taken that is added to its reward (Munchausen DQN), which averages the noise of
-    action values; 0: double Q-learning, as in the paper"""
+    """share of the log-probability of the action taken that is added to its reward (Munchausen
+    DQN), which averages the noise of action values; 0: double Q-learning, as in the paper"""
     max_grad_norm: float = 10.0  # gradients are scaled down to this global norm
     # END DQN
     hidden_size: int = 256  # width of the two hidden layers
+    caption_memory: bool = True
+    """the policy reads which captions the episode has seen, as those of the ELLM scripts do"""
 
     @property
     def batch_size(self) -> int:
         """Env steps per update."""
         return self.num_envs * self.num_steps
 
-    # BEGIN DQN
-    @property
-    def gradient_steps(self) -> int:
-        """Gradient steps per update; raises UserError if --train-frequency does not divide the env steps of an update."""
-        if self.train_frequency < 1 or self.batch_size % self.train_frequency:
-            raise UserError(f"--train-frequency {self.train_frequency} does not divide --num-envs x --num-steps, {self.batch_size}")
-        return self.batch_size // self.train_frequency
-
-    @property
-    def target_period(self) -> int:
-        """Gradient steps between copies into the target network; raises UserError if there is no whole number of them."""
-        if self.target_network_frequency < 1 or self.target_network_frequency % self.train_frequency:
-            target = f"--target-network-frequency {self.target_network_frequency}"
-            raise UserError(f"--train-frequency {self.train_frequency} does not divide {target}")
-        return self.target_network_frequency // self.train_frequency
-
-    @property
-    def buffer_steps(self) -> int:
-        """Steps of each world that the replay holds."""
-        return min(self.buffer_size, self.total_timesteps) // self.num_envs
-
-    # END DQN
-    # BEGIN RND
-    @property
-    def rnd_minibatches(self) -> tuple[int, int]:
-        """Gradient steps of the predictor per pass, and states in each; raises UserError if there are no states for them."""
-        proportion = min(1.0, 32 / self.num_envs) if self.rnd_proportion is None else self.rnd_proportion
-        states = round(proportion * self.batch_size)
-        if not 1 <= states <= self.batch_size:
-            raise UserError(f"--rnd-proportion {proportion} is not above 0 and at most 1: {states} of {self.batch_size} states")
-        if self.rnd_minibatch_size < 1:
-            raise UserError(f"--rnd-minibatch-size {self.rnd_minibatch_size} is less than 1")
-        steps = max(1, states // self.rnd_minibatch_size)
-        return steps, states // steps
-
-    # END RND
     @property
     def num_updates(self) -> int:
         """Updates of the whole run; raises UserError if there is not one."""
         if self.total_timesteps < self.batch_size:
-            raise UserError(f"--total-timesteps {self.total_timesteps} is less than --num-envs x --num-steps, {self.batch_size}")
+            short = f"--total-timesteps {self.total_timesteps} is less than"
+            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
         return self.total_timesteps // self.batch_size
+
+    # BEGIN DQN
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps per update; raises UserError if there is no whole number of them."""
+        if self.train_frequency < 1 or self.batch_size % self.train_frequency:
+            wrong = f"--train-frequency {self.train_frequency} does not divide"
+            raise UserError(f"{wrong} --num-envs x --num-steps, {self.batch_size}")
+        return self.batch_size // self.train_frequency
+
+    @property
+    def target_period(self) -> int:
+        """Gradient steps between target networks; raises UserError if that is no whole number."""
+        frequency = self.target_network_frequency
+        if frequency < 1 or frequency % self.train_frequency:
+            wrong = f"--train-frequency {self.train_frequency} does not divide"
+            raise UserError(f"{wrong} --target-network-frequency {frequency}")
+        return frequency // self.train_frequency
+
+    @property
+    def buffer_steps(self) -> int:
+        """Steps of each world that the replay holds (L)."""
+        return min(self.buffer_size, self.total_timesteps) // self.num_envs
+
+    # END DQN
 
 
 # BEGIN DQN
 PRESETS = {
     "cpu": {},
-    "gpu": {"num_envs": 256, "sample_size": 1024, "hidden_size": 512, "total_timesteps": 50_000_000},
+    "gpu": {
+        "num_envs": 256,
+        "sample_size": 1024,
+        "hidden_size": 512,
+        "total_timesteps": 50_000_000,
+    },
     "paper": {
-        **{"observation": "frames", "total_timesteps": 5_000_000, "num_envs": 8, "num_steps": 8, "hidden_size": 512},
-        **{"train_frequency": 4, "sample_size": 64, "learning_starts": 5_000, "buffer_size": 5_000_000, "learning_rate": 6.25e-5},
-        **{"gamma": 0.99, "policy_temperature": 0.0, "munchausen": 0.0},
+        "observation": "frames",
+        "total_timesteps": 5_000_000,
+        "num_envs": 8,
+        "num_steps": 8,
+        "hidden_size": 512,
+        "train_frequency": 4,
+        "sample_size": 64,
+        "learning_starts": 5_000,
+        "buffer_size": 5_000_000,
+        "learning_rate": 6.25e-5,
+        "gamma": 0.99,
+        "policy_temperature": 0.0,
+        "munchausen": 0.0,
     },
 }
 # END DQN
 
-# Fields in which the command that goes on may differ from the one that began.
-FREE_FIELDS = ("preset", "run_dir", "checkpoint_every", "evaluate_episodes", "film", "track", "compilation_cache", "store")
-
-# -------------------------------------------------------------------------------------------------------- state and transition
+# ----------------------------------------------------------------------------- state and transition
 
 
 @struct.dataclass
 class PolicyInput:
     """What the policy reads, of any leading shape; an input that is switched off has size zero.
 
-    observation: [..., D] float32 or [..., H, W, 3] uint8; captions_so_far: [..., C] bool; text: [..., E] float32.
+    observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
+    text: [..., E] float32.
     """
 
     observation: jax.Array
@@ -208,181 +165,115 @@ class PolicyInput:
     text: jax.Array
 
 
-# BEGIN RND
-@struct.dataclass
-class Moment:
-    """What the bonus reads of a state, of any leading shape; an input that is switched off has size zero.
-
-    observation: [..., *P], as the world packs it, of stacked frames the newest alone; scenes: [..., W] uint32, for the text.
-    """
-
-    observation: jax.Array
-    scenes: jax.Array
-
-
-# END RND
 # BEGIN DQN
 @struct.dataclass
 class PackedInput:
-    """What the policy reads as the replay holds it, of any leading shape; an input that is switched off has size zero.
+    """What the policy reads as the replay holds it; what is switched off has size zero.
 
-    observation: [..., *P], the newest moment as the world packs it; captions_so_far: [..., ceil(C / 32)] uint32; scenes: [..., W]
-    uint32, from which the text is embedded again.
+    Of any leading shape. observation: [..., *P], the newest moment as the world packs it;
+    captions_so_far: [..., ceil(C / 32)] uint32; scenes: [..., W] uint32, from which the text is
+    embedded again.
     """
 
     observation: jax.Array
     captions_so_far: jax.Array
     scenes: jax.Array
-
-
-@struct.dataclass
-class Rollout:
-    """T steps of N envs. Inputs are from before the action, all else is what the action led to.
-
-    actions: [T, N] int32; rewards: [T, N] float32; terminated, truncated: [T, N] bool.
-    """
-
-    inputs: PackedInput
-    actions: jax.Array
-    rewards: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    # END DQN
-    # BEGIN RND
-    before: Moment  # size zero without --noveld
-    after: Moment  # nothing is reset yet: the last state of an episode is among them
-    # END RND
-
-
-# BEGIN DQN
-@struct.dataclass
-class Experience:
-    """One step in the replay, of any leading shape: inputs from before the action, what it led to, and where an episode was cut the
-    place, int32, among its env's last states."""
-
-    inputs: PackedInput
-    actions: jax.Array
-    rewards: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    place: jax.Array
-
-
-@struct.dataclass
-class Replay:
-    """The steps of every env in order, and the states in which the time limit cut an episode, which no later step shows.
-
-    buffer: flashbax's, of `Experience` [N, L]; last: [N, P, ...], a ring as long as there can be cuts in L steps; cuts: [N] int32,
-    cuts so far.
-    """
-
-    buffer: Any
-    last: PackedInput
-    cuts: jax.Array
 
 
 # END DQN
 @struct.dataclass
-class LastState:
-    """The state in which each env's episode was cut by the time limit in this rollout; unread where none was.
+class Rollout:
+    """T steps of N envs. Inputs are from before the action, the rest from after it.
 
-    An episode is not shorter than a rollout, so there is at most one. observation: [N, ...]; captions_so_far: [N, C] bool;
-    scenes: [N, W] uint32.
+    actions: [T, N] int32; rewards: [T, N] float32; terminated, truncated: [T, N] bool.
     """
 
-    observation: jax.Array
-    captions_so_far: jax.Array
-    scenes: jax.Array
+    # BEGIN DQN
+    inputs: PackedInput
+    # END DQN
+    actions: jax.Array
+    rewards: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    # BEGIN RND
+    noted: Moves | Seen | None = None  # what the bonus keeps of the steps
+    # END RND
 
 
-@struct.dataclass
-class Collector:
-    """A rollout in the making, filled up to `step`; the same buffers serve all rollouts."""
-
-    rollout: Rollout
-    last: LastState
-    step: jax.Array
-
-
-@struct.dataclass
-class Unknown:
-    """Scenes that the host must resolve before the run goes on: count int32 [], which of scenes [M, W] uint32 as mask [M] bool."""
-
-    count: jax.Array
-    mask: jax.Array
-    scenes: jax.Array
-
-
-# BEGIN RND
-@struct.dataclass
-class Statistics:
-    """Of so many numbers, [] float32, the mean and the variance, of any one shape, float32."""
-
-    count: jax.Array
-    mean: jax.Array
-    variance: jax.Array
-
-
-@struct.dataclass
-class Bonus:
-    """What the bonus knows, across rollouts.
-
-    target: parameters that never change; predictor, opt_state: what learns to predict it; observations: of the states reached;
-    returns: of the discounted sums of the bonus, of which running_return [N] float32 is the latest in each env; visited: [N, L]
-    uint32 and num_visited: [N] int32, hashes of the states of the running episode, of size zero without --noveld.
-    """
-
-    target: Any
-    predictor: Any
-    opt_state: Any
-    observations: Statistics
-    returns: Statistics
-    running_return: jax.Array
-    visited: jax.Array
-    num_visited: jax.Array
-
-
-# END RND
 @struct.dataclass
 class RunnerState:
-    """All that training needs to go on, but for the table of embeddings; captions_so_far: [N, C] bool."""
+    """All that training needs to resume, but for the table of texts.
+
+    moment: of the N envs now; last: where the time limit cut each env's episode in this rollout,
+    unread where it did not (an episode is not shorter than a rollout, so there is at most one);
+    step: int32 [], steps of the rollout taken so far.
+    """
 
     params: Any
     opt_state: Any
+    # BEGIN RND
+    bonus: RNDState | NovelDState
+    # END RND
     # BEGIN DQN
     target_params: Any
     replay: Replay
     # END DQN
-    # BEGIN RND
-    bonus: Bonus
-    # END RND
     envs: VectorState
     captions_so_far: jax.Array
+    last: Moment
     key: jax.Array
     update: jax.Array
+    step: jax.Array
+
+    @property
+    def moment(self) -> Moment:
+        """Return the N envs now; there are no goals to achieve."""
+        return Moment(self.envs.states, self.captions_so_far, self.last.achieved)
+
+
+@struct.dataclass
+class Unknown:
+    """Scenes [M, W] uint32, and which the host must make known before the run goes on [M] bool."""
+
+    scenes: jax.Array
+    mask: jax.Array
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the jitted functions treat as constant."""
+    """What the jitted functions treat as constant; prompt_words: see `prompt_mask`."""
 
     args: Args
-    world: Any
+    world: World
     envs: VectorWorld
     network: nn.Module
-    embedding_size: int
+    prompt_words: tuple[int, ...]
 
     @property
-    def must_know_scene(self) -> bool:
-        """Tell whether the policy cannot act in a scene that the host has not embedded."""
-        return self.args.text_observation == "caption"
+    def prompt_mask(self) -> np.ndarray:
+        """Return the bits of a scene that the prompt tells, [W] uint32."""
+        return np.asarray(self.prompt_words, np.uint32)
+
+    # BEGIN RND
+    @property
+    def bonus(self) -> RND | NovelD:
+        """The bonus; raises UserError for arguments that do not fit."""
+        args = self.args
+        sizes = (args.num_envs, args.num_steps, args.hidden_size)
+        rnd = RND(args, self.world, args.seed, *sizes, args.gamma)
+        return NovelD(rnd) if args.noveld else rnd
+
+    def __post_init__(self):
+        _ = self.bonus  # raise what is wrong with its arguments
+
+    # END RND
 
 
-# ------------------------------------------------------------------------------------------------------------------- networks
+# ----------------------------------------------------------------------------------------- networks
 
 
 class Torso(nn.Module):
-    """Two hidden layers: symbols straight into them, pixels through three convolutions first (Mnih et al., 2015)."""
+    """Two hidden layers; pixels go through three convolutions first (Mnih et al., 2015)."""
 
     hidden_size: int
 
@@ -396,8 +287,10 @@ class Torso(nn.Module):
             for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
                 observation = nn.relu(Convolution(features, size, stride)(observation))
             observation = observation.reshape(observation.shape[0], -1)
-        words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in (inputs.text,) if x.shape[-1]]
-        x = jnp.concatenate([observation, inputs.captions_so_far.astype(jnp.float32), *words], axis=-1)
+        words = [x for x in (inputs.text,) if x.shape[-1]]
+        words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in words]
+        captions = inputs.captions_so_far.astype(jnp.float32)
+        x = jnp.concatenate([observation, captions, *words], axis=-1)
         for _ in range(2):
             x = nn.relu(nn.LayerNorm()(dense(self.hidden_size)(x)))
         return x
@@ -414,486 +307,281 @@ class DuelingNetwork(nn.Module):
     def __call__(self, inputs: PolicyInput) -> jax.Array:
         """Return action values [B, A] float32."""
         x = Torso(self.hidden_size)(inputs)
-        advantages = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))(x)
-        values = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(x)
+        init = nn.initializers.orthogonal
+        advantages = nn.Dense(self.num_actions, kernel_init=init(0.01))(x)
+        values = nn.Dense(1, kernel_init=init(1.0))(x)
         return values + advantages - advantages.mean(-1, keepdims=True)
 
 
 # END DQN
-# BEGIN RND
-class Embedding(nn.Module):
-    """Embed a state: the target with no hidden layers after the first, the predictor with two (Burda et al., 2018)."""
-
-    num_features: int
-    hidden_size: int
-    hidden_layers: int
-
-    @nn.compact
-    def __call__(self, observation: jax.Array, text: jax.Array) -> jax.Array:
-        """Return features [B, F] of normalised observations [B, D] or [B, H, W, channels] and text [B, E], all float32."""
-        init = nn.initializers.orthogonal(np.sqrt(2))
-        if observation.ndim > 2:
-            for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-                observation = Convolution(features, size, stride)(observation)
-                observation = nn.leaky_relu(observation, 0.2)
-            x = jnp.concatenate([observation.reshape(observation.shape[0], -1), text], axis=-1)
-        else:
-            x = jnp.concatenate([observation, text], axis=-1)
-            x = nn.leaky_relu(nn.Dense(self.hidden_size, kernel_init=init)(x), 0.2)
-        for _ in range(self.hidden_layers):
-            x = nn.relu(nn.Dense(self.hidden_size, kernel_init=init)(x))
-        return nn.Dense(self.num_features, kernel_init=init)(x)
-
-
-# END RND
-def make_setup(args: Args, world, service: GoalService) -> Setup:
-    """Put together what the jitted functions treat as constant; raises UserError for arguments that do not go together."""
+def make_setup(args: Args, world: World, service: GoalService) -> Setup:
+    """Return what the jitted functions treat as constant; raises UserError for bad arguments."""
     if args.num_steps > world.max_episode_steps:
-        raise UserError(f"--num-steps {args.num_steps} is longer than an episode ({world.max_episode_steps} steps)")
+        longer = f"--num-steps {args.num_steps} is longer than an episode"
+        raise UserError(f"{longer} ({world.max_episode_steps} steps)")
     # BEGIN DQN
+    _ = args.num_updates, args.gradient_steps, args.target_period  # raise what is wrong with them
     if args.munchausen and not args.policy_temperature:
         raise UserError(f"--munchausen {args.munchausen} needs a --policy-temperature above 0")
     fewest = args.num_envs * (args.num_steps + world.history + args.n_step)
     if args.num_envs * args.buffer_steps < fewest:
-        raise UserError(f"--buffer-size {args.buffer_size} is too small for --num-envs {args.num_envs}: at least {fewest}")
+        small = f"--buffer-size {args.buffer_size} is too small for --num-envs {args.num_envs}"
+        raise UserError(f"{small}: at least {fewest}")
+    network = DuelingNetwork(len(world.actions), args.hidden_size)
     # END DQN
-    return Setup(
-        args=args,
-        world=world,
-        envs=VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs)),
-        # BEGIN DQN
-        network=DuelingNetwork(len(world.actions), args.hidden_size),
-        # END DQN
-        embedding_size=service.embedding_size,
-    )
+    envs = VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs))
+    return Setup(args, world, envs, network, tuple(int(word) for word in service.prompt_mask))
 
 
 # BEGIN DQN
 def make_optimizer(args: Args) -> optax.GradientTransformation:
     """Return Adam with clipped gradients."""
-    return optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(args.learning_rate, eps=1e-5))
-
-
-def make_buffer(args: Args, world) -> Any:
-    """Return flashbax's functions of a replay of sequences: what an observation is made of, n steps, and the state after them."""
-    length = world.history + args.n_step
-    return fbx.make_trajectory_buffer(args.num_envs, args.sample_size, length, 1, length, max_length_time_axis=args.buffer_steps)
-
-
-def empty_replay(setup: Setup, inputs: PackedInput) -> Replay:
-    """Allocate the replay for inputs such as these [N, ...]."""
-    args, zero, no = setup.args, jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    step = Experience(jax.tree.map(lambda x: x[0], inputs), zero, jnp.zeros(()), no, no, zero)
-    places = args.buffer_steps // setup.world.max_episode_steps + 2
-    last = jax.tree.map(lambda x: jnp.zeros((x.shape[0], places, *x.shape[1:]), x.dtype), inputs)
-    return Replay(make_buffer(args, setup.world).init(step), last, jnp.zeros(args.num_envs, jnp.int32))
+    clip = optax.clip_by_global_norm(args.max_grad_norm)
+    return optax.chain(clip, optax.adam(args.learning_rate, eps=1e-5))
 
 
 # END DQN
-# BEGIN RND
-RND_KEY = 0x524E44  # folded into a key for what is RND's own; larger than any number of keys that one is split into
-
-
-def make_embeddings(args: Args) -> tuple[Embedding, Embedding]:
-    """Return the target and the predictor."""
-    return Embedding(args.rnd_features, args.hidden_size, 0), Embedding(args.rnd_features, args.hidden_size, 2)
-
-
-def no_statistics(*shape: int) -> Statistics:
-    """Return the statistics of no numbers of this shape."""
-    return Statistics(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
-
-
-def newest_observation(world, packed: jax.Array) -> jax.Array:
-    """Unpack B moments [B, *P] into observations, [B, D] or [B, H, W, channels]: of stacked frames the newest alone."""
-    return world.unpack_observation(packed[:, None])
-
-
-def init_bonus(setup: Setup, inputs: PolicyInput) -> Bonus:
-    """Return the bonus before the first rollout; inputs: of N states."""
-    args, (target, predictor) = setup.args, make_embeddings(setup.args)
-    observation = newest_observation(setup.world, setup.world.pack_observation(inputs.observation)).astype(jnp.float32)
-    # A key of its own, so that what the plain baseline draws is drawn here too.
-    target_key, predictor_key = jax.random.split(jax.random.fold_in(jax.random.key(args.seed), RND_KEY))
-    predictor_params = predictor.init(predictor_key, observation, inputs.text)
-    return Bonus(
-        target=target.init(target_key, observation, inputs.text),
-        predictor=predictor_params,
-        opt_state=optax.adam(args.rnd_learning_rate).init(predictor_params),
-        observations=no_statistics(*observation.shape[1:]),
-        returns=no_statistics(),
-        running_return=jnp.zeros(args.num_envs),
-        # An episode has one state more than steps.
-        visited=jnp.zeros((args.num_envs, setup.world.max_episode_steps + 1 if args.noveld else 0), jnp.uint32),
-        num_visited=jnp.zeros(args.num_envs if args.noveld else 0, jnp.int32),
-    )
-
-
-# END RND
 @partial(jax.jit, static_argnums=0)
 def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     """Return the state before the first step."""
-    args, num_captions = setup.args, len(setup.world.captions)
+    args = setup.args
     key, params_key, envs_key = jax.random.split(jax.random.key(args.seed), 3)
     envs = setup.envs.reset(envs_key)
-    captions_so_far = jnp.zeros((args.num_envs, num_captions), bool)
-    inputs = read_states(setup, tables, envs.states, captions_so_far)[0]
-    # BEGIN DQN
-    no_scenes = jnp.zeros((args.num_envs, setup.world.num_scene_words), jnp.uint32)
-    # END DQN
+    moment = first_moment(setup.world, envs.states, num_goals=0)
+    inputs = read(setup, tables, moment)[0]
     params = setup.network.init(params_key, inputs)
+    # BEGIN DQN
+    packed = pack_input(setup, moment, *read(setup, tables, moment))
+    # END DQN
     return RunnerState(
         params=params,
         opt_state=make_optimizer(args).init(params),
+        # BEGIN RND
+        bonus=setup.bonus.init(inputs.observation, inputs.text),
+        # END RND
         # BEGIN DQN
         target_params=jax.tree.map(jnp.copy, params),
-        replay=empty_replay(setup, pack_input(setup, inputs.observation, captions_so_far, no_scenes)),
+        replay=empty_replay(packed, args.buffer_steps, setup.world.max_episode_steps),
         # END DQN
-        # BEGIN RND
-        bonus=init_bonus(setup, inputs),
-        # END RND
         envs=envs,
-        captions_so_far=captions_so_far,
+        captions_so_far=moment.captions_so_far,
+        last=jax.tree.map(jnp.copy, moment),
         key=key,
         update=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------- COLLECT
+# ------------------------------------------------------------------------------------------ COLLECT
 
 
-def make_inputs(setup: Setup, tables: GoalTables, observation, captions_so_far, scenes) -> PolicyInput:
-    """Add to the observations of N states the words that the policy reads: captions so far and text."""
-    text = jnp.zeros((observation.shape[0], 0))
-    if setup.args.text_observation == "caption":
-        rows = lookup(tables.text_rows, scenes)
-        text = jnp.where((rows >= 0)[:, None], tables.text_embeddings[rows], 0.0)
-    elif setup.args.text_observation == "facts":
-        text = embed_facts(tables, scenes)
-    return PolicyInput(
-        observation=observation,
-        captions_so_far=captions_so_far if setup.args.caption_memory else captions_so_far[:, :0],
-        text=text,
+def read(setup: Setup, tables: GoalTables, moment: Moment) -> tuple[PolicyInput, jax.Array]:
+    """Return what the policy reads, and the scenes [N, W] uint32."""
+    args, world = setup.args, setup.world
+    scenes = jax.vmap(world.scene)(moment.states)
+    captions = moment.captions_so_far
+    inputs = PolicyInput(
+        observation=jax.vmap(world.observe)(moment.states),
+        captions_so_far=captions if args.caption_memory else captions[:, :0],
+        text=embed_text(args, tables, scenes),
     )
+    return inputs, scenes
 
 
 # BEGIN DQN
-def pack_input(setup: Setup, observation, captions_so_far, scenes) -> PackedInput:
-    """Pack for the replay what `make_inputs` makes of the same N states, without the text, which is computed again."""
-    args, nothing = setup.args, jnp.zeros((observation.shape[0], 0), jnp.uint32)
-    padding = ((0, 0), (0, -captions_so_far.shape[1] % 32))
+def pack_input(setup: Setup, moment: Moment, inputs: PolicyInput, scenes: jax.Array) -> PackedInput:
+    """Pack for the replay what the policy reads in N envs; the text is embedded again."""
+    args, nothing, captions = setup.args, scenes[:, :0], moment.captions_so_far
+    captions = jnp.pad(captions, ((0, 0), (0, -captions.shape[1] % 32)))
     return PackedInput(
-        observation=setup.world.pack_observation(observation),
-        captions_so_far=pack_bits(jnp.pad(captions_so_far, padding)) if args.caption_memory else nothing,
+        observation=setup.world.pack_observation(inputs.observation),
+        captions_so_far=pack_bits(captions) if args.caption_memory else nothing,
         scenes=scenes if args.text_observation != "none" else nothing,
     )
 
 
-def unpack_input(setup: Setup, tables: GoalTables, observation, packed: PackedInput) -> PolicyInput:
-    """Make of observations [B, ...] and the rest of a packed input what the policy reads."""
-    captions_so_far = unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)]
-    return make_inputs(setup, tables, observation, captions_so_far, packed.scenes)
+def unpack_input(setup: Setup, tables: GoalTables, packed: PackedInput) -> PolicyInput:
+    """Return what the policy reads, [B, ...], of a packed input whose observation is unpacked."""
+    return PolicyInput(
+        observation=packed.observation,
+        captions_so_far=unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)],
+        text=embed_text(setup.args, tables, packed.scenes),
+    )
 
 
 def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
-    """Return the chance of a random action after so many env steps: falling linearly, then constant."""
+    """Return the chance of a random action: falling linearly, then constant."""
     share = jnp.minimum(env_steps / (args.exploration_fraction * args.total_timesteps), 1.0)
     return args.start_e + share * (args.end_e - args.start_e)
 
 
-def choose_actions(setup: Setup, params, inputs: PolicyInput, key: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    """Return actions [N] int32: the best, or drawn by a softmax, and each with the chance epsilon a random one instead."""
+def choose_actions(
+    setup: Setup, params: Any, key: jax.Array, inputs: PolicyInput, epsilon: jax.Array | float
+) -> jax.Array:
+    """Return actions [N] int32, best or drawn by a softmax; with the chance epsilon random."""
     chance_key, action_key, policy_key = jax.random.split(key, 3)
     values, temperature = setup.network.apply(params, inputs), setup.args.policy_temperature
-    best = jax.random.categorical(policy_key, values / temperature) if temperature else values.argmax(-1)
+    if temperature:
+        best = jax.random.categorical(policy_key, values / temperature)
+    else:
+        best = values.argmax(-1)
     chance = jax.random.uniform(chance_key, values.shape[:1])
     drawn = jax.random.randint(action_key, values.shape[:1], 0, values.shape[1])
     return jnp.where(chance < epsilon, drawn, best.astype(jnp.int32))
 
 
 # END DQN
-def read_states(setup: Setup, tables: GoalTables, states, captions_so_far) -> tuple[PolicyInput, jax.Array]:
-    """Return what the policy reads in N states, and their scenes [N, W] uint32."""
-    scenes = jax.vmap(setup.world.scene)(states)
-    return make_inputs(setup, tables, jax.vmap(setup.world.observe)(states), captions_so_far, scenes), scenes
-
-
-def are_known(setup: Setup, tables: GoalTables, scenes: jax.Array) -> jax.Array:
-    """Tell for which scenes [..., W] uint32 there is no text that the run must wait for, [...] bool."""
-    if not setup.must_know_scene:
-        return jnp.ones(scenes.shape[:-1], bool)
-    return lookup(tables.text_rows, scenes) >= 0
-
-
-# BEGIN RND
-def note_moment(setup: Setup, observation: jax.Array, scenes: jax.Array) -> Moment:
-    """Keep of N states what the bonus reads."""
-    num_words = setup.world.num_scene_words if setup.args.text_observation != "none" else 0
-    return Moment(setup.world.pack_observation(observation), scenes[:, :num_words])
-
-
-def note_before(setup: Setup, observation: jax.Array, scenes: jax.Array) -> Moment:
-    """Keep of N states before the action what NovelD compares with."""
-    moment = note_moment(setup, observation, scenes)
-    return moment if setup.args.noveld else jax.tree.map(lambda x: x[:, :0], moment)
-
-
-def note_after(setup: Setup, states) -> Moment:
-    """Keep of N states what the action led to, before any is reset."""
-    return note_moment(setup, jax.vmap(setup.world.observe)(states), jax.vmap(setup.world.scene)(states))
-
-
-# END RND
-def empty_collector(setup: Setup, state: RunnerState) -> Collector:
-    """Allocate the buffers of a rollout."""
-    args, world = setup.args, setup.world
-
-    def steps(*shape, dtype=jnp.float32):
-        return jnp.zeros((args.num_steps, args.num_envs, *shape), dtype)
-
-    observation = jax.eval_shape(jax.vmap(world.observe), state.envs.states)
-    # BEGIN RND
-    scenes = jax.eval_shape(jax.vmap(world.scene), state.envs.states)
-    # END RND
+def collect_step(
+    setup: Setup, tables: GoalTables, state: RunnerState
+) -> tuple[RunnerState, Rollout]:
+    """Act once in every env; return the state one step further, and the step."""
+    key, _, policy_key, world_key, _ = jax.random.split(state.key, 5)  # split as with goals
+    inputs, scenes = read(setup, tables, state.moment)
     # BEGIN DQN
-    no_scenes = jnp.zeros((args.num_envs, world.num_scene_words), jnp.uint32)
-    pack = partial(pack_input, setup)
-    packed = jax.eval_shape(pack, observation, state.captions_so_far, no_scenes)
-    rollout = Rollout(
-        inputs=jax.tree.map(lambda x: steps(*x.shape[1:], dtype=x.dtype), packed),
-        actions=steps(dtype=jnp.int32),
-        rewards=steps(),
-        terminated=steps(dtype=bool),
-        truncated=steps(dtype=bool),
-        # END DQN
-        # BEGIN RND
-        before=jax.tree.map(
-            lambda x: steps(*x.shape[1:], dtype=x.dtype), jax.eval_shape(partial(note_before, setup), observation, scenes)
-        ),
-        after=jax.tree.map(
-            lambda x: steps(*x.shape[1:], dtype=x.dtype), jax.eval_shape(partial(note_after, setup), state.envs.states)
-        ),
-        # END RND
-        # BEGIN DQN
-    )
-    # END DQN
-    last = LastState(
-        observation=jnp.zeros(observation.shape, observation.dtype),
-        captions_so_far=jnp.zeros_like(state.captions_so_far),
-        scenes=jnp.zeros((args.num_envs, world.num_scene_words), jnp.uint32),
-    )
-    return Collector(rollout, last, jnp.zeros((), jnp.int32))
-
-
-def collect_step(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> tuple:
-    """Act once in every env; return state and collector, one step further."""
-    key, _, policy_key, world_key, _ = jax.random.split(state.key, 5)  # as ellm_ppo.py does, for equal runs from equal seeds
-    inputs, scenes = read_states(setup, tables, state.envs.states, state.captions_so_far)
-    # BEGIN DQN
-    env_steps = state.update * setup.args.batch_size + collector.step * setup.args.num_envs
-    actions = choose_actions(setup, state.params, inputs, policy_key, exploration(setup.args, env_steps))
+    args = setup.args
+    env_steps = state.update * args.batch_size + state.step * args.num_envs
+    epsilon = exploration(args, env_steps)
+    actions = choose_actions(setup, state.params, policy_key, inputs, epsilon)
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
-    captions_so_far = state.captions_so_far | jax.nn.one_hot(transition.caption, state.captions_so_far.shape[1], dtype=bool)
+    caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
+    captions_so_far = state.captions_so_far | caption
 
-    def note_last(last: LastState) -> LastState:
-        new = LastState(
-            observation=jax.vmap(setup.world.observe)(envs.states),
-            captions_so_far=captions_so_far,
-            scenes=jax.vmap(setup.world.scene)(envs.states),
-        )
-        return select(transition.truncated, new, last)
+    # The states that the time limit cut are kept: their values are what is to come (truncation).
+    after, cut = Moment(envs.states, captions_so_far, state.last.achieved), transition.truncated
+    last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
 
-    last = jax.lax.cond(transition.truncated.any(), note_last, lambda last: last, collector.last)
     done = transition.terminated | transition.truncated
     step = Rollout(
         # BEGIN DQN
-        inputs=pack_input(setup, inputs.observation, state.captions_so_far, scenes),
+        inputs=pack_input(setup, state.moment, inputs, scenes),
         # END DQN
-        # BEGIN RND
-        before=note_before(setup, inputs.observation, scenes),
-        after=note_after(setup, envs.states),
-        # END RND
         actions=actions,
         rewards=transition.reward,
         terminated=transition.terminated,
         truncated=transition.truncated,
     )
-    collector = collector.replace(
-        rollout=jax.tree.map(lambda buffer, x: buffer.at[collector.step].set(x), collector.rollout, step),
+    # BEGIN RND
+    step = step.replace(noted=setup.bonus.note(inputs.observation, scenes, envs.states))
+    # END RND
+    state = state.replace(
+        envs=setup.envs.reset_done(envs, done),
+        captions_so_far=captions_so_far & ~done[:, None],
         last=last,
-        step=collector.step + 1,
+        key=key,
+        step=state.step + 1,
     )
-    state = state.replace(envs=setup.envs.reset_done(envs, done), captions_so_far=captions_so_far & ~done[:, None], key=key)
-    return state, collector
+    return state, step
+
+
+def empty_rollout(setup: Setup, tables: GoalTables, state: RunnerState) -> Rollout:
+    """Allocate the buffers of a rollout; the same ones serve all rollouts."""
+    step = jax.eval_shape(partial(collect_step, setup), tables, state)[1]
+    return jax.tree.map(lambda x: jnp.zeros((setup.args.num_steps, *x.shape), x.dtype), step)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def collect(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> tuple[RunnerState, Collector, Unknown]:
-    """Fill the rollout; a policy that reads words stops before the first step in which it would face an unknown scene."""
+def collect(
+    setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout
+) -> tuple[RunnerState, Rollout, Unknown]:
+    """Fill the rollout; a policy that must know its scene stops before the first unknown one."""
 
     def is_ready(state):
-        if not setup.must_know_scene:
+        if not setup.args.must_know_scene:
             return jnp.ones((), bool)
-        return are_known(setup, tables, jax.vmap(setup.world.scene)(state.envs.states)).all()
+        scenes = jax.vmap(setup.world.scene)(state.envs.states)
+        return is_known(setup.args, setup.prompt_mask, tables, scenes).all()
 
     def unfinished(carry):
-        _, collector, ready = carry
-        return (collector.step < setup.args.num_steps) & ready
+        state, _, ready = carry
+        return (state.step < setup.args.num_steps) & ready
 
     def advance(carry):
-        state, collector = collect_step(setup, tables, *carry[:2])
-        return state, collector, is_ready(state)
+        before, rollout, _ = carry
+        state, step = collect_step(setup, tables, before)
+        rollout = jax.tree.map(lambda buffer, x: buffer.at[before.step].set(x), rollout, step)
+        return state, rollout, is_ready(state)
 
     # BEGIN DQN
-    replay, state = state.replay, state.replace(replay=None)  # never part of a loop that might copy it
+    replay, state = state.replay, state.replace(replay=None)  # the loop might copy it
     # END DQN
-    state, collector, _ = jax.lax.while_loop(unfinished, advance, (state, collector, is_ready(state)))
+    carry = (state, rollout, is_ready(state))
+    state, rollout, _ = jax.lax.while_loop(unfinished, advance, carry)
     # BEGIN DQN
     state = state.replace(replay=replay)
     # END DQN
-    return state, collector, find_unknown(setup, tables, state, collector)
+    return state, rollout, find_unknown(setup, tables, state, rollout)
 
 
-def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector) -> Unknown:
-    """Return what the host must resolve: before the next step for a policy that reads words, else before the reward."""
-    if setup.must_know_scene:
-        now = jax.vmap(setup.world.scene)(state.envs.states)
-        scenes = jnp.concatenate([now, collector.last.scenes])
-        cut = collector.rollout.truncated.any(0) & (collector.step == setup.args.num_steps)
+def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout) -> Unknown:
+    """Return what the host must make known before the next step, or before the update."""
+    args, scene = setup.args, jax.vmap(setup.world.scene)
+    scenes, mask = jnp.zeros((0, setup.world.num_scene_words), jnp.uint32), jnp.zeros(0, bool)
+    if args.must_know_scene:
+        scenes = jnp.concatenate([scene(state.envs.states), scene(state.last.states)])
+        cut = rollout.truncated.any(0) & (state.step == args.num_steps)
         mask = jnp.concatenate([jnp.ones_like(cut), cut])
-    else:
-        scenes, mask = jnp.zeros((0, setup.world.num_scene_words), jnp.uint32), jnp.zeros(0, bool)
-    # BEGIN RND
-    if setup.must_know_scene:  # the bonus reads the words of every state reached, also where no policy acts any more
-        reached = collector.rollout.after.scenes.reshape(-1, setup.world.num_scene_words)
-        full = collector.step == setup.args.num_steps
-        scenes = jnp.concatenate([scenes, reached])
-        mask = jnp.concatenate([mask, jnp.broadcast_to(full, reached.shape[:1])])
-    # END RND
-    mask &= ~are_known(setup, tables, scenes)
-    return Unknown(mask.sum(), mask, scenes)
+        # BEGIN RND
+        reached = setup.bonus.scenes_reached(rollout.noted)  # also where no policy acts any more
+        is_full = jnp.broadcast_to(state.step == args.num_steps, reached.shape[:1])
+        scenes, mask = jnp.concatenate([scenes, reached]), jnp.concatenate([mask, is_full])
+        # END RND
+    return Unknown(scenes, mask & ~is_known(args, setup.prompt_mask, tables, scenes))
 
 
-# -------------------------------------------------------------------------------------------------------------------- RESOLVE
-
-
-def resolve(service: GoalService, unknown: Unknown) -> GoalTables:
-    """Let the service embed the captions of the unknown scenes; return its new tables."""
-    service.resolve(np.asarray(unknown.scenes)[np.asarray(unknown.mask)])
-    return service.tables
-
-
-# --------------------------------------------------------------------------------------------------------------------- UPDATE
+# ------------------------------------------------------------------------------------------- UPDATE
 
 
 # BEGIN DQN
-def remember(setup: Setup, replay: Replay, rollout: Rollout, rewards: jax.Array, last: PackedInput) -> Replay:
-    """Append a rewarded rollout; last [N, ...] is what the policy would have read where the time limit cut an episode."""
-    chex.assert_equal_shape([rewards, rollout.actions, rollout.terminated, rollout.truncated])
-    envs, places = np.arange(setup.args.num_envs, dtype=np.int32), jax.tree.leaves(replay.last)[0].shape[1]
-    place, cut = replay.cuts % places, rollout.truncated.any(0)
+def dqn_loss(
+    network: nn.Module, args: Args, params: Any, target_params: Any, batch: Transitions
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016), and its parts.
 
-    def note(ring, x):
-        kept = jnp.where(cut.reshape(-1, *(1,) * (x.ndim - 1)), x, ring[envs, place])
-        return ring.at[envs, place].set(kept)
-
-    steps = Experience(
-        inputs=rollout.inputs,
-        actions=rollout.actions,
-        rewards=rewards,
-        terminated=rollout.terminated,
-        truncated=rollout.truncated,
-        place=jnp.broadcast_to((envs * places + place)[None], rewards.shape),
-    )
-    buffer = make_buffer(setup.args, setup.world).add(replay.buffer, jax.tree.map(lambda x: x.swapaxes(0, 1), steps))
-    return Replay(buffer, jax.tree.map(note, replay.last, last), replay.cuts + cut)
-
-
-def n_step_returns(rewards, terminated, truncated, gamma: float) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Sum up to n rewards, all arguments [B, n]; no further than the end of the episode.
-
-    Returns the discounted sums [B] float32, the discounts [B] float32 of the value of the state reached (0 where it is terminal),
-    the steps taken to it [B] int32, and whether the time limit cut the episode there [B] bool.
+    With --munchausen that of Munchausen DQN (Vieillard et al., 2020): a soft value of the state
+    reached and, for the action taken, with which n steps begin, a share of its log-probability.
     """
-    chex.assert_equal_shape([rewards, terminated, truncated])
-    ended = terminated | truncated
-    is_in = (jnp.cumsum(ended, axis=1) - ended) == 0
-    powers = gamma ** np.arange(rewards.shape[1], dtype=np.float32)[None]
-    steps = is_in.sum(1)
-    discounts = gamma**steps * ~(terminated & is_in).any(1)
-    return (rewards * powers * is_in).sum(1), discounts, steps, (truncated & is_in).any(1)
-
-
-def gather_observations(world, packed: jax.Array, done: jax.Array, at: jax.Array) -> jax.Array:
-    """Make the observations at the places at [B] of packed sequences [B, L, *P]; done: [B, L] bool.
-
-    Of what an observation is made of, moments before the episode's first are replaced by the first, as the world does at a reset.
-    """
-    sequences, length = done.shape
-    places = np.arange(length, dtype=np.int32)[None]
-    first = jnp.max(jnp.where(done & (places < at[:, None]), places + 1, 0), axis=1)
-    moments = jnp.maximum(at[:, None] - np.arange(world.history, dtype=np.int32)[None, ::-1], first[:, None])
-    return world.unpack_observation(packed[np.arange(sequences)[:, None], moments])
-
-
-def sample_transitions(setup: Setup, tables: GoalTables, replay: Replay, key: jax.Array) -> tuple:
-    """Draw B transitions of up to n steps: return inputs, actions, returns, discounts, following inputs, each [B, ...]."""
-    world, n_step = setup.world, setup.args.n_step
-    with jax.numpy_rank_promotion("allow"):  # flashbax promotes ranks
-        steps = make_buffer(setup.args, world).sample(replay.buffer, key).experience
-    now = world.history - 1
-    rewards, terminated, truncated = (x[:, now : now + n_step] for x in (steps.rewards, steps.terminated, steps.truncated))
-    returns, discounts, taken, cut = n_step_returns(rewards, terminated, truncated, setup.args.gamma)
-    rows, then = np.arange(len(returns)), now + taken
-    done = steps.terminated | steps.truncated
-    current = jax.tree.map(lambda x: x[:, now], steps.inputs)
-    observation = gather_observations(world, steps.inputs.observation, done, jnp.full_like(then, now))
-
-    # Where the time limit cut the episode the next step in the replay is of another one: what followed is among the last states.
-    places = steps.place[rows, then - 1]
-    last = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[places], replay.last)
-    following = select(cut, last, jax.tree.map(lambda x: x[rows, then], steps.inputs))
-    packed = steps.inputs.observation.at[rows, then].set(following.observation)
-    next_observation = gather_observations(world, packed, done.at[rows, then - 1].set(False), then)
-    inputs = unpack_input(setup, tables, observation, current)
-    return inputs, steps.actions[:, now], returns, discounts, unpack_input(setup, tables, next_observation, following)
-
-
-def dqn_loss(network: nn.Module, args: Args, params, target_params, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016) and what it is made of.
-
-    With --munchausen that of Munchausen DQN (Vieillard et al., 2020): a soft value of the state reached, and for the action taken,
-    by which n steps begin, a share of its scaled log-probability.
-    """
-    inputs, actions, returns, discounts, next_inputs = batch
-    chex.assert_equal_shape([actions, returns, discounts])
-    values = network.apply(params, inputs)
+    actions = batch.actions
+    chex.assert_equal_shape([actions, batch.returns, batch.discounts])
+    values = network.apply(params, batch.inputs)
     chosen = jnp.take_along_axis(values, actions[:, None], axis=1)[:, 0]
-    next_values, temperature = network.apply(target_params, next_inputs), args.policy_temperature
+    returns, temperature = batch.returns, args.policy_temperature
+    next_values = network.apply(target_params, batch.next_inputs)
     if args.munchausen:
-        log_policy = jax.nn.log_softmax(network.apply(target_params, inputs) / temperature)
+        log_policy = jax.nn.log_softmax(network.apply(target_params, batch.inputs) / temperature)
         taken = temperature * jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
         returns += args.munchausen * jnp.maximum(taken, -1.0)
         next_values = temperature * jax.nn.logsumexp(next_values / temperature, axis=-1)
     else:
-        best = network.apply(params, next_inputs).argmax(-1)
+        best = network.apply(params, batch.next_inputs).argmax(-1)
         next_values = jnp.take_along_axis(next_values, best[:, None], axis=1)[:, 0]
-    targets = jax.lax.stop_gradient(returns + discounts * next_values)
+    targets = jax.lax.stop_gradient(returns + batch.discounts * next_values)
     loss = optax.huber_loss(chosen, targets).mean()
     return loss, {"td_loss": loss, "action_value": chosen.mean(), "target": targets.mean()}
 
 
-def learn(setup: Setup, tables: GoalTables, state: RunnerState) -> tuple[RunnerState, dict[str, jax.Array]]:
-    """Take the update's gradient steps, none before --learning-starts; return the state and the mean of the losses."""
+def sample_batch(setup: Setup, tables: GoalTables, replay: Replay, key: jax.Array) -> Transitions:
+    """Draw B transitions of up to n steps."""
+    args = setup.args
+    batch = sample_transitions(setup.world, replay, key, args.sample_size, args.n_step, args.gamma)
+    return batch.replace(
+        inputs=unpack_input(setup, tables, batch.inputs),
+        next_inputs=unpack_input(setup, tables, batch.next_inputs),
+    )
+
+
+def learn(
+    setup: Setup, tables: GoalTables, state: RunnerState
+) -> tuple[RunnerState, dict[str, jax.Array]]:
+    """Take the gradient steps, none before --learning-starts; return also the mean losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
     loss = partial(dqn_loss, setup.network, args)
 
     def gradient_step(carry, step):
         params, target_params, opt_state = carry
         key, number = step
-        batch = sample_transitions(setup, tables, state.replay, key)
+        batch = sample_batch(setup, tables, state.replay, key)
         gradients, parts = jax.grad(loss, has_aux=True)(params, target_params, batch)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -901,15 +589,19 @@ def learn(setup: Setup, tables: GoalTables, state: RunnerState) -> tuple[RunnerS
         return (params, target_params, opt_state), parts
 
     def train(carry):
-        numbers = state.update * args.gradient_steps + np.arange(1, args.gradient_steps + 1, dtype=np.int32)
-        return jax.lax.scan(gradient_step, carry, (jax.random.split(steps_key, args.gradient_steps), numbers))
+        numbers = np.arange(1, args.gradient_steps + 1, dtype=np.int32)
+        numbers = state.update * args.gradient_steps + numbers
+        keys = jax.random.split(steps_key, args.gradient_steps)
+        return jax.lax.scan(gradient_step, carry, (keys, numbers))
 
     def wait(carry):
-        return carry, {name: jnp.zeros(args.gradient_steps) for name in ("td_loss", "action_value", "target")}
+        zeros = jnp.zeros(args.gradient_steps)
+        return carry, {"td_loss": zeros, "action_value": zeros, "target": zeros}
 
     key, steps_key = jax.random.split(state.key)
     env_steps = (state.update + 1) * args.batch_size
-    begins = (env_steps >= args.learning_starts) & make_buffer(args, setup.world).can_sample(state.replay.buffer)
+    begins = can_sample(state.replay, setup.world.history + args.n_step)
+    begins &= env_steps >= args.learning_starts
     carry = (state.params, state.target_params, state.opt_state)
     (params, target_params, opt_state), parts = jax.lax.cond(begins, train, wait, carry)
     state = state.replace(params=params, target_params=target_params, opt_state=opt_state, key=key)
@@ -917,152 +609,39 @@ def learn(setup: Setup, tables: GoalTables, state: RunnerState) -> tuple[RunnerS
 
 
 # END DQN
-# BEGIN RND
-def add_to_statistics(statistics: Statistics, values: jax.Array) -> Statistics:
-    """Count values [B, ...] in, as if all had come at once (Chan et al., 1979)."""
-    count = statistics.count + values.shape[0]
-    share, delta = values.shape[0] / count, values.mean(0) - statistics.mean
-    variance = (1.0 - share) * statistics.variance + share * values.var(0) + share * (1.0 - share) * delta**2
-    return Statistics(count, statistics.mean + share * delta, variance)
-
-
-def read_moments(setup: Setup, tables: GoalTables, statistics: Statistics, moments: Moment) -> tuple[jax.Array, jax.Array]:
-    """Return what the embeddings read of B moments: observations, normalised and clipped, and text [B, E]."""
-    observation = newest_observation(setup.world, moments.observation)
-    no_captions = jnp.zeros((observation.shape[0], 0), bool)
-    text = make_inputs(setup, tables, observation, no_captions, moments.scenes).text
-    # What never varied has no deviation; where it varies at last it is as far out as the clipping allows.
-    deviation = jnp.sqrt(statistics.variance + 1e-8)
-    return jnp.clip((observation.astype(jnp.float32) - statistics.mean[None]) / deviation[None], -5.0, 5.0), text
-
-
-def prediction_errors(setup: Setup, tables: GoalTables, bonus: Bonus, moments: Moment) -> tuple[jax.Array, jax.Array]:
-    """Return mean squared errors [T, N] and what was to be predicted [T, N, F], of moments [T, N, ...]."""
-    target, predictor = make_embeddings(setup.args)
-
-    def embed(moments):
-        read = read_moments(setup, tables, bonus.observations, moments)
-        features = target.apply(bonus.target, *read)
-        return ((predictor.apply(bonus.predictor, *read) - features) ** 2).mean(-1), features
-
-    return jax.lax.map(embed, moments)  # a step at a time, which bounds the memory that pixels take
-
-
-def learn_to_predict(
-    setup: Setup, tables: GoalTables, bonus: Bonus, moments: Moment, features: jax.Array, key: jax.Array
-) -> tuple[Bonus, jax.Array]:
-    """Let the predictor learn from moments [T * N, ...] and their features [T * N, F]; return the bonus and the mean loss []."""
-    args, (_, predictor) = setup.args, make_embeddings(setup.args)
-    optimizer, (steps, size) = optax.adam(args.rnd_learning_rate), args.rnd_minibatches
-
-    def loss(params, indices):
-        read = read_moments(setup, tables, bonus.observations, jax.tree.map(lambda x: x[indices], moments))
-        return ((predictor.apply(params, *read) - features[indices]) ** 2).mean()
-
-    def minibatch(carry, indices):
-        params, opt_state = carry
-        value, gradients = jax.value_and_grad(loss)(params, indices)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
-
-    def epoch(carry, key):
-        return jax.lax.scan(minibatch, carry, jax.random.permutation(key, args.batch_size)[: steps * size].reshape(steps, size))
-
-    carry = (bonus.predictor, bonus.opt_state)
-    (params, opt_state), losses = jax.lax.scan(epoch, carry, jax.random.split(key, args.rnd_epochs))
-    return bonus.replace(predictor=params, opt_state=opt_state), losses.mean()
-
-
-def hash_observations(packed: jax.Array) -> jax.Array:
-    """Mix packed observations [N, *P] into [N] uint32: the sum of its numbers, each mixed with its place."""
-    numbers = packed.reshape(packed.shape[0], -1)
-    if jnp.issubdtype(numbers.dtype, jnp.floating):
-        numbers = jax.lax.bitcast_convert_type(numbers, jnp.uint32)
-    places = jnp.broadcast_to(jnp.arange(numbers.shape[1], dtype=jnp.uint32)[None], numbers.shape)
-    return hash_scenes(jnp.stack([numbers.astype(jnp.uint32), places], axis=-1)).sum(-1, dtype=jnp.uint32)
-
-
-def find_first_visits(bonus: Bonus, rollout: Rollout) -> tuple[jax.Array, Bonus]:
-    """Tell which steps led to a state new to the episode, [T, N] bool, not to the one it began in; return the bonus too."""
-    envs, places = np.arange(rollout.actions.shape[1]), np.arange(bonus.visited.shape[1])[None]
-
-    def visit(carry, step):
-        visited, count = carry
-        before, after, done = step
-        visited = visited.at[:, 0].set(jnp.where(count == 0, before, visited[:, 0]))
-        count = jnp.maximum(count, 1)
-        seen = ((visited == after[:, None]) & (places < count[:, None])).any(-1)
-        return (visited.at[envs, count].set(after), jnp.where(done, 0, count + 1)), ~seen
-
-    hashes = [jax.vmap(hash_observations)(moments.observation) for moments in (rollout.before, rollout.after)]
-    steps = (*hashes, rollout.terminated | rollout.truncated)
-    (visited, count), is_first = jax.lax.scan(visit, (bonus.visited, bonus.num_visited), steps)
-    return is_first, bonus.replace(visited=visited, num_visited=count)
-
-
-def scale_by_returns(gamma: float, bonus: Bonus, rewards: jax.Array) -> tuple[jax.Array, Bonus, jax.Array]:
-    """Divide rewards [T, N] by the standard deviation of all discounted sums; return them, the bonus and the divisor []."""
-
-    def add(running_return, reward):
-        running_return = gamma * running_return + reward  # also over the ends of episodes, as in the paper's code
-        return running_return, running_return
-
-    running_return, returns = jax.lax.scan(add, bonus.running_return, rewards)
-    statistics = add_to_statistics(bonus.returns, returns.reshape(-1))
-    scale = jnp.sqrt(statistics.variance)
-    return rewards / jnp.maximum(scale, 1e-8), bonus.replace(returns=statistics, running_return=running_return), scale
-
-
-def reward_novelty(
-    setup: Setup, tables: GoalTables, bonus: Bonus, rollout: Rollout, key: jax.Array
-) -> tuple[jax.Array, Bonus, dict[str, jax.Array]]:
-    """Reward the steps of a rollout, then let the predictor learn from it: return rewards [T, N], bonus and metrics."""
-    args, metrics = setup.args, {}
-    chex.assert_equal_shape([rollout.actions, rollout.rewards])
-    after = jax.tree.map(lambda x: x.reshape(args.batch_size, *x.shape[2:]), rollout.after)
-    # Counted in before it is rewarded, so that the first rollout has statistics too.
-    observations = newest_observation(setup.world, after.observation).astype(jnp.float32)
-    bonus = bonus.replace(observations=add_to_statistics(bonus.observations, observations))
-    rewards, features = prediction_errors(setup, tables, bonus, rollout.after)
-    if args.noveld:
-        errors_before, _ = prediction_errors(setup, tables, bonus, rollout.before)
-        is_first, bonus = find_first_visits(bonus, rollout)
-        novelty, novelty_before = (jnp.sqrt(args.rnd_features * errors) for errors in (rewards, errors_before))  # Euclidean norms
-        rewards = jnp.maximum(novelty - args.noveld_alpha * novelty_before, 0.0) * is_first
-        metrics["first_visits"] = is_first.mean()
-    rewards, bonus, scale = scale_by_returns(args.gamma, bonus, rewards)
-    bonus, loss = learn_to_predict(setup, tables, bonus, after, features.reshape(args.batch_size, -1), key)
-    metrics |= {"rnd_loss": loss, "bonus_mean": rewards.mean(), "bonus_std": rewards.std(), "bonus_scale": scale}
-    return rewards, bonus, metrics
-
-
-# END RND
-@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def update(
-    setup: Setup, tables: GoalTables, state: RunnerState, collector: Collector
-) -> tuple[RunnerState, Collector, dict[str, Any]]:
-    """Reward the rollout, learn from it, and refill the pool of fresh worlds; return state, emptied collector and metrics."""
-    rollout, last = collector.rollout, collector.last
-
+    setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout
+) -> tuple[RunnerState, dict[str, Any]]:
+    """Reward the rollout, learn from it, refill the pool of worlds; return also the metrics."""
     # REWARD
     rewards = rollout.rewards
     # BEGIN RND
-    bonus_key = jax.random.fold_in(state.key, RND_KEY)
-    intrinsic, bonus, bonus_metrics = reward_novelty(setup, tables, state.bonus, rollout, bonus_key)
-    rewards = setup.args.extrinsic_coef * rewards + setup.args.intrinsic_coef * intrinsic
+    done = rollout.terminated | rollout.truncated
+    intrinsic, bonus, bonus_metrics = setup.bonus.reward(
+        tables, state.bonus, rollout.noted, done, state.key
+    )
+    args = setup.args
+    rewards = args.extrinsic_coef * rewards + args.intrinsic_coef * intrinsic
     state = state.replace(bonus=bonus)
     # END RND
-
     key, _, refill_key = jax.random.split(state.key, 3)
 
     # BEGIN DQN
     # REPLAY
-    final = pack_input(setup, last.observation, last.captions_so_far, last.scenes)
-    state = state.replace(key=key, replay=remember(setup, state.replay, rollout, rewards, final))
+    last = pack_input(setup, state.last, *read(setup, tables, state.last))
+    replay = add(
+        state.replay,
+        inputs=rollout.inputs,
+        actions=rollout.actions,
+        rewards=rewards,
+        terminated=rollout.terminated,
+        truncated=rollout.truncated,
+        last=last,
+    )
 
     # LEARN
-    state, losses = learn(setup, tables, state)
-
+    state, losses = learn(setup, tables, state.replace(key=key, replay=replay))
     # END DQN
 
     envs, episodes = setup.envs.drain(setup.envs.refill(refill_key, state.envs))
@@ -1072,67 +651,35 @@ def update(
         "steps_without_answer": jnp.zeros(()),
         "pool_exhausted": envs.exhausted,
         **losses,
-        # BEGIN RND
-        **bonus_metrics,
-        # END RND
     }
-    state = state.replace(envs=envs, update=state.update + 1)
-    return state, collector.replace(step=jnp.zeros((), jnp.int32)), metrics
-
-
-def select(condition: jax.Array, new: Any, old: Any) -> Any:
-    """Choose per env between two trees of [N, ...]; condition: [N] bool."""
-
-    def choose(x, y):
-        return jnp.where(condition.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
-
-    return jax.tree.map(choose, new, old)
-
-
-# ------------------------------------------------------------------------------------------------------------------- EVALUATE
-
-
-@struct.dataclass
-class Play:
-    """Episodes being played, one in each of M worlds, each until it is over.
-
-    captions_so_far: [M, C] bool; achievements: [M, K] bool; returns: [M] float32; lengths: [M] int32; over: [M] bool.
-    """
-
-    states: Any
-    captions_so_far: jax.Array
-    achievements: jax.Array
-    returns: jax.Array
-    lengths: jax.Array
-    over: jax.Array
-
-
-@partial(jax.jit, static_argnums=0)
-def start_play(setup: Setup, keys: jax.Array) -> Play:
-    """Begin one episode for each key [M]."""
-    world, m = setup.world, keys.shape[0]
-    return Play(
-        states=jax.lax.map(world.reset, keys),
-        captions_so_far=jnp.zeros((m, len(world.captions)), bool),
-        achievements=jnp.zeros((m, len(world.achievements)), bool),
-        returns=jnp.zeros(m),
-        lengths=jnp.zeros(m, jnp.int32),
-        over=jnp.zeros(m, bool),
+    # BEGIN RND
+    metrics |= bonus_metrics
+    # END RND
+    state = state.replace(
+        envs=envs,
+        update=state.update + 1,
+        step=jnp.zeros((), jnp.int32),
     )
+    return state, metrics
 
 
-@partial(jax.jit, static_argnums=0)
-def play_step(setup: Setup, tables: GoalTables, params, key: jax.Array, play: Play) -> tuple[Play, dict]:
-    """Act once in every world that is not over; return the play and what the first world's step shows in a film."""
+# ----------------------------------------------------------------------------------------- EVALUATE
+
+
+def act(
+    setup: Setup, tables: GoalTables, params: Any, key: jax.Array, moment: Moment
+) -> tuple[Moment, Transition, dict[str, jax.Array]]:
+    """Act once in every world of an evaluation; return also what a film shows of it."""
+    world, no_goals = setup.world, moment.achieved
     _, policy_key, world_key = jax.random.split(key, 3)
-    inputs, scenes = read_states(setup, tables, play.states, play.captions_so_far)
+    inputs, scenes = read(setup, tables, moment)
     # BEGIN DQN
-    actions = choose_actions(setup, params, inputs, policy_key, setup.args.end_e)
+    actions = choose_actions(setup, params, policy_key, inputs, setup.args.end_e)
     # END DQN
-    states, transition = jax.vmap(setup.world.step)(jax.random.split(world_key, len(actions)), play.states, actions)
-    no_goals = jnp.zeros((len(actions), len(setup.world.captions)), bool)
+    keys = jax.random.split(world_key, len(actions))
+    states, transition = jax.vmap(world.step)(keys, moment.states, actions)
     shown = {
-        "state": play.states,
+        "state": moment.states,
         "scene": scenes,
         "suggested": no_goals,
         "achieved": no_goals,
@@ -1141,172 +688,34 @@ def play_step(setup: Setup, tables: GoalTables, params, key: jax.Array, play: Pl
         "caption": transition.caption,
         "reward": transition.reward,
         "achievements": transition.achievements,
-        "over": play.over,
+        "score": transition.score,
     }
-    caption_bits = jax.nn.one_hot(transition.caption, play.captions_so_far.shape[1], dtype=bool)
-    after = Play(
-        states=states,
-        captions_so_far=play.captions_so_far | caption_bits,
-        achievements=transition.achievements,
-        returns=play.returns + transition.reward,
-        lengths=play.lengths + 1,
-        over=transition.terminated | transition.truncated,
-    )
-    return select(play.over, play, after), jax.tree.map(lambda x: x[0], shown)
+    caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
+    after = Moment(states, moment.captions_so_far | caption, no_goals)
+    return after, transition, shown
 
 
-def evaluate(setup: Setup, service: GoalService, params, num_episodes: int, key: jax.Array) -> tuple[dict[str, Any], list[dict]]:
-    """Play episodes with the sampled policy; return their statistics and the steps of the first, for a film."""
-    reset_key, key = jax.random.split(key)
-    play = start_play(setup, jax.random.split(reset_key, num_episodes))
-    shown = []
-    for step in range(setup.world.max_episode_steps):
-        # HOST WAITS for the device every 20 steps, at every step if the policy reads words.
-        if step % 20 == 0 and bool(play.over.all()):
-            break
-        if setup.must_know_scene:
-            scenes = np.asarray(jax.vmap(setup.world.scene)(play.states))
-            unknown = ~np.asarray(are_known(setup, service.tables, scenes)) & ~np.asarray(play.over)
-            if unknown.any():
-                service.resolve(scenes[unknown])
-        step_key = jax.random.fold_in(key, step)
-        play, first = play_step(setup, service.tables, params, step_key, play)
-        shown.append(first)
-    rates = np.asarray(play.achievements).mean(0)
-    statistics = {
-        "episodes": num_episodes,
-        "achievements_per_episode": float(rates.sum()),
-        "achievements_standard_error": float(np.asarray(play.achievements).sum(1).std() / np.sqrt(num_episodes)),
-        "episode_return": float(play.returns.mean()),
-        "episode_length": float(play.lengths.mean()),
-        "success_rates": dict(zip(setup.world.achievements, rates.tolist(), strict=True)),
-    }
-    return statistics, shown
-
-
-# ----------------------------------------------------------------------------------------------------------------------- main
-
-
-def make_service(args: Args, world) -> GoalService:
-    """Open the service that embeds what the policy reads; it suggests no goals."""
-    text = {"encoder": args.sentence_encoder, "text_observation": args.text_observation}
-    return GoalService(world, source="none", store=args.store, **text)
-
-
-def make_args_world(args: Args):
-    """Make the world that the arguments name."""
-    return make_world(
-        args.env,
-        action_set=args.actions,
-        caption_regime=args.captions,
-        game_rules=args.game_rules,
-        observation=args.observation,
-    )
-
-
-def load_run(run_dir: str | Path) -> tuple[Setup, GoalService, Any]:
-    """Open a run for evaluation: return its setup, its goal service and the parameters of its last checkpoint."""
-    recorded = read_config(run_dir)["arguments"]
-    args = Args(**{field.name: recorded[field.name] for field in dataclasses.fields(Args)})
-    world = make_args_world(args)
-    service = make_service(args, world)
-    service.prepare()
-    setup = make_setup(args, world, service)
-    with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
-        state, _ = restore(setup, service, checkpoints)
-    return setup, service, state.params
-
-
-def restore(setup: Setup, service: GoalService, checkpoints: Checkpoints) -> tuple[RunnerState, dict[str, Any]]:
-    """Bring the service to where the last checkpoint was made; return the runner's state and what the run had spent."""
-    host = checkpoints.host()
-    service.restore(host["service"])
-    state, _ = checkpoints.restore(jax.eval_shape(partial(init_state, setup), service.tables))
-    return state, host["spent"]
+# --------------------------------------------------------------------------------------------- main
 
 
 def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
-    start, clock = time.perf_counter(), CompileClock()
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    if args.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/ellm/xla").expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    world = make_args_world(args)
-    # BEGIN DQN
-    num_updates, *_ = args.num_updates, args.gradient_steps, args.target_period, args.buffer_steps
-    # END DQN
-    # BEGIN RND
-    _ = args.rnd_minibatches  # wrong arguments end here
-    # END RND
-    run_dir = Path(args.run_dir or f"runs/{args.env}-{Path(__file__).stem}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-    with ExitStack() as stack:
-        service = stack.enter_context(closing(make_service(args, world)))
-        setup = make_setup(args, world, service)
-        identity = [f.name for f in dataclasses.fields(Args) if f.name not in FREE_FIELDS]
-        run = stack.enter_context(Run(run_dir, dataclasses.asdict(args), {}, identity, track=args.track, script=__file__))
-        print(f"{run.path}: {__doc__.splitlines()[0]}", flush=True)
-        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
-        progress = stack.enter_context(Progress(num_updates * args.batch_size))
-        service.prepare()
-        before = {"wall_seconds": 0.0, "compile_seconds": 0.0}
-        if checkpoints.latest_step() is not None:
-            state, before = restore(setup, service, checkpoints)
-        else:
-            state = init_state(setup, service.tables)
-
-        def spent() -> dict[str, float]:
-            return {
-                "wall_seconds": before["wall_seconds"] + time.perf_counter() - start,
-                "compile_seconds": before["compile_seconds"] + clock.seconds,
-            }
-
-        run.truncate_after(int(state.update) * args.batch_size)  # HOST WAITS.
-        tables, collector = service.tables, empty_collector(setup, state)
-        ended = time.perf_counter()
-
-        for number in range(int(state.update) + 1, num_updates + 1):
-            began, compiled_before = time.perf_counter(), clock.seconds
-            state, collector, unknown = collect(setup, tables, state, collector)
-            while setup.must_know_scene and int(unknown.count):  # HOST WAITS for one number.
-                tables = resolve(service, unknown)
-                state, collector, unknown = collect(setup, tables, state, collector)
-            state, collector, metrics = update(setup, tables, state, collector)
-
-            metrics = jax.device_get(metrics)  # HOST WAITS for the device.
-            host_seconds, ended = began - ended, time.perf_counter()
-            seconds = ended - began - (clock.seconds - compiled_before)
-            line = {"update": number, "env_steps": number * args.batch_size, "scenes": service.num_scenes}
-            line |= metrics_line(world.achievements, metrics)
-            line["time"] = {"seconds": seconds, "sps": args.batch_size / seconds, "host_seconds": host_seconds}
-            run.log(line)
-            progress.update(line["env_steps"], line["achievements_per_episode"], service.num_scenes)
-            if number % args.checkpoint_every == 0 or number == num_updates:
-                checkpoints.save(number, state, {"service": service.state(), "spent": spent()})
-
-        summary = summarise(read_metrics(run.path), world.achievements)
-        learning_curve(run.path, run.path / "curve.png")
-        shown = []
-        if args.evaluate_episodes:
-            progress.phase("evaluating")
-            key = jax.random.fold_in(jax.random.key(args.seed), 1)
-            summary["evaluation"], shown = evaluate(setup, service, state.params, args.evaluate_episodes, key)
-        summary |= {
-            "env_steps": num_updates * args.batch_size,
-            **spent(),
-            **costs(dataclasses.asdict(service.usage), num_updates * args.batch_size),
-            "scenes": service.num_scenes,
-            "git_commit": read_config(run.path)["git_commit"],
-        }
-        run.write_summary(summary)
-        if args.film and shown:
-            progress.phase("filming")
-            make_film(film_frames(world, service.goals, shown), run.path / "film.gif")
-    achievements = summary["achievements_per_episode"]
-    ended = "no episode ended" if achievements is None else f"{achievements:.2f} achievements per episode"
-    print(f"{run.path}: {ended}", flush=True)
-    return summary
+    configure(args)
+    world = make_world(args)
+    service = GoalService(world, args, seed=args.seed)
+    setup = make_setup(args, world, service)
+    name = f"{world.name}-{Path(__file__).stem}"
+    with Session(args, world, service, name, __file__) as session:
+        state = session.begin(partial(init_state, setup))
+        rollout = empty_rollout(setup, service.tables, state)
+        for _ in session.updates():
+            state, rollout, unknown = collect(setup, service.tables, state, rollout)
+            while service.holds_up and np.asarray(unknown.mask).any():  # HOST WAITS.
+                service.know(np.asarray(unknown.scenes)[np.asarray(unknown.mask)])
+                state, rollout, unknown = collect(setup, service.tables, state, rollout)
+            state, metrics = update(setup, service.tables, state, rollout)
+            session.log(state, metrics)
+        return session.finish(Policy(setup, act), state.params)
 
 
 if __name__ == "__main__":
