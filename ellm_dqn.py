@@ -260,12 +260,6 @@ class Setup:
     world: World
     envs: VectorWorld
     network: nn.Module
-    prompt_words: tuple[int, ...]
-
-    @property
-    def prompt_mask(self) -> np.ndarray:
-        """Return the bits of a scene that the prompt tells, [W] uint32."""
-        return np.asarray(self.prompt_words, np.uint32)
 
 
 # ----------------------------------------------------------------------------------------- networks
@@ -329,7 +323,7 @@ def make_setup(args: Args, world: World, service: GoalService) -> Setup:
     network = DuelingNetwork(len(world.actions), args.hidden_size)
     # END DQN
     envs = VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs))
-    return Setup(args, world, envs, network, tuple(int(word) for word in service.prompt_mask))
+    return Setup(args, world, envs, network)
 
 
 # BEGIN DQN
@@ -404,7 +398,7 @@ def ellm_rewards(
         if args.stores_suggestions:
             suggested = unpack_bits(packed)
         else:
-            suggested = suggest(args, world, tables, setup.prompt_mask, None, None, scenes)
+            suggested = suggest(args, world, tables, None, None, scenes)
         threshold = args.similarity_threshold
         rewards, reached = reward_step(tables, threshold, suggested, achieved, captions)
         return (achieved | reached) & ~done[:, None], rewards
@@ -429,7 +423,7 @@ def read(
     scenes = jax.vmap(world.scene)(moment.states)
     suggested, goals = jnp.zeros_like(moment.achieved), jnp.zeros((scenes.shape[0], 0))
     if args.goal_source != "none":
-        suggested = suggest(args, world, tables, setup.prompt_mask, key, moment.states, scenes)
+        suggested = suggest(args, world, tables, key, moment.states, scenes)
     if args.reads_goals:
         goals = embed_goals(tables, suggested & ~moment.achieved)
     captions = moment.captions_so_far
@@ -557,7 +551,7 @@ def collect(
         if not setup.args.must_know_scene:
             return jnp.ones((), bool)
         scenes = jax.vmap(setup.world.scene)(state.envs.states)
-        return is_known(setup.args, setup.prompt_mask, tables, scenes).all()
+        return is_known(setup.args, setup.world, tables, scenes).all()
 
     def unfinished(carry):
         state, _, ready = carry
@@ -591,7 +585,7 @@ def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, rollout: 
     elif args.waits_for_goals:
         scenes = rollout.scenes.reshape(-1, setup.world.num_scene_words)
         mask = jnp.ones(scenes.shape[0], bool)
-    return Unknown(scenes, mask & ~is_known(args, setup.prompt_mask, tables, scenes))
+    return Unknown(scenes, mask & ~is_known(args, setup.world, tables, scenes))
 
 
 # ------------------------------------------------------------------------------------------- UPDATE
@@ -706,7 +700,7 @@ def update(
     metrics = {
         "episodes": episodes,
         "reward_per_step": rewards.mean(),
-        "steps_without_answer": share_unanswered(args, setup.prompt_mask, tables, rollout.scenes),
+        "steps_without_answer": share_unanswered(args, setup.world, tables, rollout.scenes),
         "pool_exhausted": envs.exhausted,
         **losses,
     }

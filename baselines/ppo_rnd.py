@@ -175,18 +175,12 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Setup:
-    """What the jitted functions treat as constant; prompt_words: see `prompt_mask`."""
+    """What the jitted functions treat as constant."""
 
     args: Args
     world: World
     envs: VectorWorld
     network: nn.Module
-    prompt_words: tuple[int, ...]
-
-    @property
-    def prompt_mask(self) -> np.ndarray:
-        """Return the bits of a scene that the prompt tells, [W] uint32."""
-        return np.asarray(self.prompt_words, np.uint32)
 
     # BEGIN RND
     @property
@@ -257,7 +251,7 @@ def make_setup(args: Args, world: World, service: GoalService) -> Setup:
     network = ActorCritic(len(world.actions), args.hidden_size)
     # END PPO
     envs = VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs))
-    return Setup(args, world, envs, network, tuple(int(word) for word in service.prompt_mask))
+    return Setup(args, world, envs, network)
 
 
 # BEGIN PPO
@@ -376,7 +370,7 @@ def collect(
         if not setup.args.must_know_scene:
             return jnp.ones((), bool)
         scenes = jax.vmap(setup.world.scene)(state.envs.states)
-        return is_known(setup.args, setup.prompt_mask, tables, scenes).all()
+        return is_known(setup.args, setup.world, tables, scenes).all()
 
     def unfinished(carry):
         state, _, ready = carry
@@ -406,7 +400,7 @@ def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, rollout: 
         is_full = jnp.broadcast_to(state.step == args.num_steps, reached.shape[:1])
         scenes, mask = jnp.concatenate([scenes, reached]), jnp.concatenate([mask, is_full])
         # END RND
-    return Unknown(scenes, mask & ~is_known(args, setup.prompt_mask, tables, scenes))
+    return Unknown(scenes, mask & ~is_known(args, setup.world, tables, scenes))
 
 
 # ------------------------------------------------------------------------------------------- UPDATE
