@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from goals.carried import find_carried
 from goals.model import LOADING
 from lab.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
@@ -94,12 +97,8 @@ class OnnxNetwork:
     def __init__(self):
         path = find_carried(*CARRIED)
         import onnxruntime
-        from tokenizers import BertWordPieceTokenizer
 
-        with gzip.open(VOCABULARY, "rt", encoding="utf-8") as file:
-            vocabulary = {line.rstrip("\n"): index for index, line in enumerate(file)}
-        self._tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
-        self._tokenizer.enable_truncation(CARRIED_TOKENS)
+        self._tokenizer = carried_tokenizer()
         options = onnxruntime.SessionOptions()
         # Beside a busy JAX two threads would mostly wait for each other.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -116,6 +115,17 @@ class OnnxNetwork:
         ids = np.array([tokens], np.int64)
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         return self._session.run([CARRIED_MEAN], inputs)[0]
+
+
+def carried_tokenizer() -> "tokenizers.Tokenizer":
+    """Return the carried encoder's tokenizer."""
+    from tokenizers import BertWordPieceTokenizer
+
+    with gzip.open(VOCABULARY, "rt", encoding="utf-8") as file:
+        vocabulary = {line.rstrip("\n"): index for index, line in enumerate(file)}
+    tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
+    tokenizer.enable_truncation(CARRIED_TOKENS)
+    return tokenizer
 
 
 class TorchNetwork:
