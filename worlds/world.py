@@ -4,7 +4,7 @@ Axes: A actions, C captions, D observation, F facts, K achievements, W = ceil(F 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +35,9 @@ class WorldArgs:
     observation: str | None = None
     """what the policy sees of the world; crafter: symbolic, pixels (a coloured picture), frames
     (the paper's last four grey pictures of 84 x 84)"""
+    needs_below: int | None = None
+    """value of health, food, drink and energy below which the captions tell of it; crafter: 1 to 9,
+    default 5, the paper's 9"""
 
 
 @struct.dataclass
@@ -107,6 +110,11 @@ class World(Protocol):
     @property
     def max_episode_steps(self) -> int:
         """Steps after which an episode is truncated."""
+        ...
+
+    @property
+    def aliases(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of captions that name one thing: as goals they are reached together."""
         ...
 
     # PLAY
@@ -234,19 +242,20 @@ class World(Protocol):
 
 # HELPERS FOR WORLDS
 def choose_options(
-    name: str, args: WorldArgs, known: Mapping[str, Sequence[str]]
-) -> dict[str, str]:
+    name: str, args: WorldArgs, known: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
     """Return the options of the world `name`, the first of those known where none is given.
 
     Raises UserError, naming the flag, for an option or a value that the world does not have.
     """
     options = {}
-    for field in ("actions", "captions", "game_rules", "observation"):
+    for field in [field.name for field in fields(WorldArgs) if field.name != "env"]:
         value, flag = getattr(args, field), f"--{field.replace('_', '-')}"
         if field in known:
             options[field] = known[field][0] if value is None else value
             if options[field] not in known[field]:
-                raise UserError(f"{name} has no {flag} {value!r}; known: {', '.join(known[field])}")
+                values = ", ".join(map(str, known[field]))
+                raise UserError(f"{name} has no {flag} {value!r}; known: {values}")
         elif value is not None:
             flags = ", ".join(f"--{option.replace('_', '-')}" for option in known)
             raise UserError(f"{name} has no option {flag}; its options: {flags or 'none'}")

@@ -50,6 +50,10 @@ class WorldWrapper:
         return self.world.score_name
 
     @property
+    def aliases(self) -> tuple[tuple[str, ...], ...]:
+        return self.world.aliases
+
+    @property
     def max_return(self) -> float:
         return self.world.max_return
 

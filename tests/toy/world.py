@@ -48,6 +48,7 @@ class ToyWorld:
     num_scene_words: ClassVar[int] = 1
     achievements: ClassVar[tuple[str, ...]] = ("take key", "open door")
     score_name: ClassVar[str] = "doors_opened"
+    aliases: ClassVar[tuple[tuple[str, ...], ...]] = ()
     max_return: ClassVar[float] = 1.0
     observation_shape: ClassVar[tuple[int, ...]] = (LENGTH + 1,)
     history: ClassVar[int] = 1

@@ -31,7 +31,6 @@ FELT = {
 }
 FACTS = tuple(f"see {x}" for x in VISIBLE) + tuple(f"facing {x}" for x in VISIBLE)
 FACTS += tuple(f"have {x}" for x in ITEMS) + tuple(FELT)
-LOW = 5  # a lack is felt below this value of at most 9; our choice
 NUM_SCENE_WORDS = -(-len(FACTS) // 32)
 
 # Pairs that mean something in the game, with the game's action.
@@ -69,6 +68,9 @@ NAME_OF_DO = {
     if action is Action.DO and pair != "attack cow"
 }
 
+# Names of one thing, as in the paper's code: as goals they are reached together.
+ALIASES = (("eat cow", "attack cow"), ("place crafting table", "make crafting table"))
+
 BLOCK_OF = {name: BlockType[name.upper().replace(" ", "_")].value for name in VISIBLE[3:]}
 NO_NOUN, EVER = 30, 31  # bits of a noun set: never set, always set
 
@@ -83,7 +85,8 @@ def _noun_bit(name: str) -> int:
     return NOUNS.index(name.split(" ", 1)[1]) if name in PAIRS else EVER
 
 
-CAPTION_NOUN = np.array([NO_NOUN, *(_noun_bit(c) for c in CAPTIONS[1:])], np.int32)
+# Sleep has no noun: even an attempt counts only where it has its effect, below 9 energy.
+CAPTION_NOUN = np.array([_noun_bit(c) if c in PAIRS else NO_NOUN for c in CAPTIONS], np.int32)
 CAPTION_EFFECT = _index_table(CAPTIONS, EFFECTS, 31)
 # By the index of the faced noun; 32 when nothing is faced.
 DO_CAPTION = np.zeros(33, np.int32)

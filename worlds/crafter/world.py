@@ -51,6 +51,7 @@ OPTIONS = {  # the first is the default
     "captions": ("attempt", "effect"),
     "game_rules": ("paper", "craftax"),
     "observation": tuple(OBSERVATION_SHAPES),
+    "needs_below": (5, 1, 2, 3, 4, 6, 7, 8, 9),
 }
 # Chosen for each model on the dev scenes of benchmarks/scenes/; others get Qwen2.5-Coder 1.5B's.
 RECIPES = {
@@ -80,6 +81,7 @@ class Crafter:
     caption_regime: str = "attempt"  # "attempt": noun faced or held; "effect": it really happened
     game_rules: str = "paper"  # "paper": one-hit mobs, 400 steps; "craftax": its own, 10,000 steps
     observation: str = "symbolic"  # or "pixels", "frames" (one grey frame)
+    needs_below: int = 5  # what is felt is told below this value; the paper's captions: 9
     spawn: str = "fast"  # or "craftax": its own spawn, a tenth of the speed
 
     name: ClassVar = "crafter"
@@ -89,6 +91,7 @@ class Crafter:
     num_scene_words: ClassVar = words.NUM_SCENE_WORDS
     achievements: ClassVar = words.ACHIEVEMENTS
     score_name: ClassVar = "achievements"
+    aliases: ClassVar = words.ALIASES
     max_return: ClassVar = float(len(words.ACHIEVEMENTS))
     history: ClassVar = 1
     prompts: ClassVar = PROMPTS
@@ -109,9 +112,7 @@ class Crafter:
     def from_args(cls, args: WorldArgs) -> "Crafter":
         """Make the world that the arguments ask for; raises UserError for what it does not have."""
         options = choose_options(cls.name, args, OPTIONS)
-        return cls(
-            options["actions"], options["captions"], options["game_rules"], options["observation"]
-        )
+        return cls(*(options[name] for name in OPTIONS))
 
     @cached_property
     def params(self) -> EnvParams:
@@ -200,7 +201,8 @@ class Crafter:
         seen, facing = find_seen(state), find_front(state).named
         items = [getattr(state.inventory, item.replace(" ", "_")) for item in words.ITEMS]
         have = pack_bits([number > 0 for number in items])
-        low = pack_bits([getattr(state, field) < words.LOW for field in words.FELT.values()])
+        felt = [getattr(state, field) < self.needs_below for field in words.FELT.values()]
+        low = pack_bits(felt)
         return jnp.stack([seen | (facing << len(words.VISIBLE)), have | (low << len(words.ITEMS))])
 
     def oracle(self, state: EnvState) -> jax.Array:
