@@ -31,14 +31,15 @@ from goals.arguments import GoalArgs
 from goals.service import GoalService
 from goals.tables import (
     GoalTables,
-    embed_goals,
-    embed_text,
+    WordSet,
     grow_goals,
     is_known,
     pack_bits,
+    read_text,
     share_unanswered,
     suggest,
     unpack_bits,
+    word_sets,
 )
 from lab.arguments import RunArgs
 from lab.cli import run_cli
@@ -166,7 +167,8 @@ class PolicyInput:
     """What the policy reads, of any leading shape; what is switched off has size zero.
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
-    text, goals: [..., E] float32.
+    text: [..., W] uint32, the scene's facts, or [..., 1] int32, the row of its caption's embedding;
+    goals: [..., G / 32] uint32, suggested and not yet reached, packed.
     """
 
     observation: jax.Array
@@ -178,16 +180,15 @@ class PolicyInput:
 # BEGIN DQN
 @struct.dataclass
 class PackedInput:
-    """What the policy reads as the replay holds it; what is switched off has size zero.
+    """What the policy reads as the replay holds it, of any leading shape.
 
-    Of any leading shape. observation: [..., *P], the newest moment as the world packs it;
-    captions_so_far: [..., ceil(C / 32)] uint32; scenes: [..., W] uint32, from which the text is
-    embedded again; goals: [..., G / 32] uint32, suggested and not yet achieved.
+    observation: [..., *P], the newest moment as the world packs it; captions_so_far:
+    [..., ceil(C / 32)] uint32; text, goals: as the policy reads them.
     """
 
     observation: jax.Array
     captions_so_far: jax.Array
-    scenes: jax.Array
+    text: jax.Array
     goals: jax.Array
 
 
@@ -265,13 +266,31 @@ class Setup:
 # ----------------------------------------------------------------------------------------- networks
 
 
+class Words(nn.Module):
+    """A layer on the embedding of a set of texts: relu(x E W / scale + b), x the set's bits.
+
+    Embedding is linear, so E W is computed once for all rows of a batch.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, texts: WordSet) -> jax.Array:
+        """Return [B, size] float32."""
+        init, width = nn.initializers.orthogonal(np.sqrt(2)), texts.embeddings.shape[-1]
+        kernel = self.param("kernel", init, (width, self.size))
+        bias = self.param("bias", nn.initializers.zeros, (self.size,))
+        weights = texts.embeddings @ kernel
+        return nn.relu(texts.bits @ weights / texts.scale[:, None] + bias[None])
+
+
 class Torso(nn.Module):
     """Two hidden layers; pixels go through three convolutions first (Mnih et al., 2015)."""
 
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> jax.Array:
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return features [B, hidden_size] float32."""
         dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))
         observation = inputs.observation
@@ -280,8 +299,8 @@ class Torso(nn.Module):
             for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
                 observation = nn.relu(Convolution(features, size, stride)(observation))
             observation = observation.reshape(observation.shape[0], -1)
-        words = [x for x in (inputs.text, inputs.goals) if x.shape[-1]]
-        words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in words]
+        sets = word_sets(tables, inputs.text, inputs.goals)
+        words = [Words(self.hidden_size // 2)(texts) for texts in sets]
         captions = inputs.captions_so_far.astype(jnp.float32)
         x = jnp.concatenate([observation, captions, *words], axis=-1)
         for _ in range(2):
@@ -297,9 +316,9 @@ class DuelingNetwork(nn.Module):
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> jax.Array:
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return action values [B, A] float32."""
-        x = Torso(self.hidden_size)(inputs)
+        x = Torso(self.hidden_size)(inputs, tables)
         init = nn.initializers.orthogonal
         advantages = nn.Dense(self.num_actions, kernel_init=init(0.01))(x)
         values = nn.Dense(1, kernel_init=init(1.0))(x)
@@ -342,9 +361,9 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     envs = setup.envs.reset(envs_key)
     moment = first_moment(setup.world, envs.states, tables.sensible.shape[0])
     inputs = read(setup, tables, key, moment)[0]
-    params = setup.network.init(params_key, inputs)
+    params = setup.network.init(params_key, inputs, tables)
     # BEGIN DQN
-    packed = pack_input(setup, moment, *read(setup, tables, key, moment))
+    packed = pack_input(setup, inputs)
     # END DQN
     return RunnerState(
         params=params,
@@ -374,16 +393,19 @@ def reward_step(
     achieved: jax.Array,
     captions: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Reward one step (section 3 of the paper) and return the goals that it reached.
+    """Reward one step (section 3 of the paper); return also what is achieved after it, [N, G].
 
     r = max s(g, c) over goals g suggested for the scene before the step, new in the episode and
-    with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c.
-    suggested, achieved: [N, G] bool; captions: [N] int32. Returns [N] float32, [N, G] bool.
+    with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c. With a goal its
+    aliases are achieved, and whatever else the caption matches: it is paid once.
+    suggested, achieved: [N, G] bool; captions: [N] int32.
     """
     similarity = tables.similarity.T[captions]
     chex.assert_equal_shape([suggested, achieved, similarity])
-    reached = suggested & ~achieved & (similarity > threshold)
-    return jnp.max(jnp.where(reached, similarity, 0.0), axis=-1), reached
+    matched = similarity > threshold
+    reached = suggested & ~achieved & matched
+    rewards = jnp.max(jnp.where(reached, similarity, 0.0), axis=-1)
+    return rewards, achieved | (matched & reached.any(-1, keepdims=True))
 
 
 def ellm_rewards(
@@ -400,11 +422,12 @@ def ellm_rewards(
         else:
             suggested = suggest(args, world, tables, None, None, scenes)
         threshold = args.similarity_threshold
-        rewards, reached = reward_step(tables, threshold, suggested, achieved, captions)
-        return (achieved | reached) & ~done[:, None], rewards
+        rewards, achieved = reward_step(tables, threshold, suggested, achieved, captions)
+        return achieved & ~done[:, None], rewards
 
     done = rollout.terminated | rollout.truncated
-    steps = (rollout.scenes, rollout.suggested, rollout.captions, done)
+    captions = args.names_of(rollout.actions, rollout.captions)
+    steps = (rollout.scenes, rollout.suggested, captions, done)
     achieved, rewards = jax.lax.scan(walk, achieved, steps)
     return rewards, achieved
 
@@ -421,48 +444,37 @@ def read(
     """
     args, world = setup.args, setup.world
     scenes = jax.vmap(world.scene)(moment.states)
-    suggested, goals = jnp.zeros_like(moment.achieved), jnp.zeros((scenes.shape[0], 0))
+    suggested = jnp.zeros_like(moment.achieved)
     if args.goal_source != "none":
         suggested = suggest(args, world, tables, key, moment.states, scenes)
-    if args.reads_goals:
-        goals = embed_goals(tables, suggested & ~moment.achieved)
+    goals = suggested & ~moment.achieved
     captions = moment.captions_so_far
     inputs = PolicyInput(
         observation=jax.vmap(world.observe)(moment.states),
         captions_so_far=captions if args.caption_memory else captions[:, :0],
-        text=embed_text(args, tables, scenes),
-        goals=goals,
+        text=read_text(args, tables, scenes),
+        goals=pack_bits(goals if args.reads_goals else goals[:, :0]),
     )
     return inputs, scenes, suggested
 
 
 # BEGIN DQN
-def pack_input(
-    setup: Setup, moment: Moment, inputs: PolicyInput, scenes: jax.Array, suggested: jax.Array
-) -> PackedInput:
-    """Pack for the replay what the policy reads in N envs; text and goals are embedded again."""
-    args, nothing = setup.args, scenes[:, :0]
-    captions, goals = moment.captions_so_far, suggested & ~moment.achieved
+def pack_input(setup: Setup, inputs: PolicyInput) -> PackedInput:
+    """Pack for the replay what the policy reads in N envs."""
+    captions = inputs.captions_so_far
     captions = jnp.pad(captions, ((0, 0), (0, -captions.shape[1] % 32)))
     return PackedInput(
         observation=setup.world.pack_observation(inputs.observation),
-        captions_so_far=pack_bits(captions) if args.caption_memory else nothing,
-        scenes=scenes if args.text_observation != "none" else nothing,
-        goals=pack_bits(goals) if args.reads_goals else nothing,
+        captions_so_far=pack_bits(captions),
+        text=inputs.text,
+        goals=inputs.goals,
     )
 
 
-def unpack_input(setup: Setup, tables: GoalTables, packed: PackedInput) -> PolicyInput:
+def unpack_input(setup: Setup, packed: PackedInput) -> PolicyInput:
     """Return what the policy reads, [B, ...], of a packed input whose observation is unpacked."""
-    args, goals = setup.args, jnp.zeros((packed.scenes.shape[0], 0))
-    if args.reads_goals:
-        goals = embed_goals(tables, unpack_bits(packed.goals))
-    return PolicyInput(
-        observation=packed.observation,
-        captions_so_far=unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)],
-        text=embed_text(args, tables, packed.scenes),
-        goals=goals,
-    )
+    captions = unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)]
+    return PolicyInput(packed.observation, captions, packed.text, packed.goals)
 
 
 def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
@@ -472,13 +484,12 @@ def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
 
 
 def choose_actions(
-    setup: Setup, params: Any, key: jax.Array, inputs: PolicyInput, epsilon: jax.Array | float
+    args: Args, values: jax.Array, key: jax.Array, epsilon: jax.Array | float
 ) -> jax.Array:
-    """Return actions [N] int32, best or drawn by a softmax; with the chance epsilon random."""
+    """Return actions [N] int32 by their values [N, A]: best or by a softmax, or random."""
     chance_key, action_key, policy_key = jax.random.split(key, 3)
-    values, temperature = setup.network.apply(params, inputs), setup.args.policy_temperature
-    if temperature:
-        best = jax.random.categorical(policy_key, values / temperature)
+    if args.policy_temperature:
+        best = jax.random.categorical(policy_key, values / args.policy_temperature)
     else:
         best = values.argmax(-1)
     chance = jax.random.uniform(chance_key, values.shape[:1])
@@ -496,16 +507,16 @@ def collect_step(
     inputs, scenes, suggested = read(setup, tables, goal_key, state.moment)
     # BEGIN DQN
     env_steps = state.update * args.batch_size + state.step * args.num_envs
-    epsilon = exploration(args, env_steps)
-    actions = choose_actions(setup, state.params, policy_key, inputs, epsilon)
+    values = setup.network.apply(state.params, inputs, tables)
+    actions = choose_actions(args, values, policy_key, exploration(args, env_steps))
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
     caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
     captions_so_far, achieved = state.captions_so_far | caption, state.achieved
     if args.reads_goals:
-        threshold = args.similarity_threshold
-        achieved |= reward_step(tables, threshold, suggested, achieved, transition.caption)[1]
+        names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
+        achieved = reward_step(tables, threshold, suggested, achieved, names)[1]
 
     # The states that the time limit cut are kept: their values are what is to come (truncation).
     after, cut = Moment(envs.states, captions_so_far, achieved), transition.truncated
@@ -514,7 +525,7 @@ def collect_step(
     done = transition.terminated | transition.truncated
     step = Rollout(
         # BEGIN DQN
-        inputs=pack_input(setup, state.moment, inputs, scenes, suggested),
+        inputs=pack_input(setup, inputs),
         # END DQN
         scenes=scenes if args.reads_scenes else jnp.zeros_like(scenes),
         suggested=pack_bits(suggested if args.stores_suggestions else suggested[:, :0]),
@@ -593,7 +604,12 @@ def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, rollout: 
 
 # BEGIN DQN
 def dqn_loss(
-    network: nn.Module, args: Args, params: Any, target_params: Any, batch: Transitions
+    network: nn.Module,
+    args: Args,
+    tables: GoalTables,
+    params: Any,
+    target_params: Any,
+    batch: Transitions,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016), and its parts.
 
@@ -602,30 +618,32 @@ def dqn_loss(
     """
     actions = batch.actions
     chex.assert_equal_shape([actions, batch.returns, batch.discounts])
-    values = network.apply(params, batch.inputs)
+    values = network.apply(params, batch.inputs, tables)
     chosen = jnp.take_along_axis(values, actions[:, None], axis=1)[:, 0]
     returns, temperature = batch.returns, args.policy_temperature
-    next_values = network.apply(target_params, batch.next_inputs)
+    next_values = network.apply(target_params, batch.next_inputs, tables)
     if args.munchausen:
-        log_policy = jax.nn.log_softmax(network.apply(target_params, batch.inputs) / temperature)
+        log_policy = jax.nn.log_softmax(
+            network.apply(target_params, batch.inputs, tables) / temperature
+        )
         taken = temperature * jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
         returns += args.munchausen * jnp.maximum(taken, -1.0)
         next_values = temperature * jax.nn.logsumexp(next_values / temperature, axis=-1)
     else:
-        best = network.apply(params, batch.next_inputs).argmax(-1)
+        best = network.apply(params, batch.next_inputs, tables).argmax(-1)
         next_values = jnp.take_along_axis(next_values, best[:, None], axis=1)[:, 0]
     targets = jax.lax.stop_gradient(returns + batch.discounts * next_values)
     loss = optax.huber_loss(chosen, targets).mean()
     return loss, {"td_loss": loss, "action_value": chosen.mean(), "target": targets.mean()}
 
 
-def sample_batch(setup: Setup, tables: GoalTables, replay: Replay, key: jax.Array) -> Transitions:
+def sample_batch(setup: Setup, replay: Replay, key: jax.Array) -> Transitions:
     """Draw B transitions of up to n steps."""
     args = setup.args
     batch = sample_transitions(setup.world, replay, key, args.sample_size, args.n_step, args.gamma)
     return batch.replace(
-        inputs=unpack_input(setup, tables, batch.inputs),
-        next_inputs=unpack_input(setup, tables, batch.next_inputs),
+        inputs=unpack_input(setup, batch.inputs),
+        next_inputs=unpack_input(setup, batch.next_inputs),
     )
 
 
@@ -634,12 +652,12 @@ def learn(
 ) -> tuple[RunnerState, dict[str, jax.Array]]:
     """Take the gradient steps, none before --learning-starts; return also the mean losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
-    loss = partial(dqn_loss, setup.network, args)
+    loss = partial(dqn_loss, setup.network, args, tables)
 
     def gradient_step(carry, step):
         params, target_params, opt_state = carry
         key, number = step
-        batch = sample_batch(setup, tables, state.replay, key)
+        batch = sample_batch(setup, state.replay, key)
         gradients, parts = jax.grad(loss, has_aux=True)(params, target_params, batch)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -677,11 +695,12 @@ def update(
     rewards, achieved = rollout.rewards, state.achieved_before
     if args.goal_source != "none":
         rewards, achieved = ellm_rewards(setup, tables, rollout, achieved)
+        rewards += args.extrinsic_coef * rollout.rewards
     key, goal_key, refill_key = jax.random.split(state.key, 3)
 
     # BEGIN DQN
     # REPLAY
-    last = pack_input(setup, state.last, *read(setup, tables, goal_key, state.last))
+    last = pack_input(setup, read(setup, tables, goal_key, state.last)[0])
     replay = add(
         state.replay,
         inputs=rollout.inputs,
@@ -725,19 +744,19 @@ def act(
     goal_key, policy_key, world_key = jax.random.split(key, 3)
     inputs, scenes, suggested = read(setup, tables, goal_key, moment)
     # BEGIN DQN
-    actions = choose_actions(setup, params, policy_key, inputs, args.end_e)
+    values = setup.network.apply(params, inputs, tables)
+    actions = choose_actions(args, values, policy_key, args.end_e)
     # END DQN
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
-    rewards, reached = reward_step(
-        tables, args.similarity_threshold, suggested, moment.achieved, transition.caption
-    )
+    names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
+    rewards, achieved = reward_step(tables, threshold, suggested, moment.achieved, names)
     shown = {
         "state": moment.states,
         "scene": scenes,
         "suggested": suggested,
         "achieved": moment.achieved,
-        "reached": reached,
+        "reached": achieved & suggested & ~moment.achieved,
         "action": actions,
         "caption": transition.caption,
         "reward": rewards if args.goal_source != "none" else transition.reward,
@@ -745,7 +764,7 @@ def act(
         "score": transition.score,
     }
     caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
-    after = Moment(states, moment.captions_so_far | caption, moment.achieved | reached)
+    after = Moment(states, moment.captions_so_far | caption, achieved)
     return after, transition, shown
 
 
@@ -761,6 +780,7 @@ def main(args: Args) -> dict[str, Any]:
     # BEGIN DQN
     name = f"{world.name}-dqn-{args.goal_source}"
     # END DQN
+    policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:
         state = session.begin(partial(init_state, setup))
         rollout = empty_rollout(setup, service.tables, state)
@@ -771,10 +791,11 @@ def main(args: Args) -> dict[str, Any]:
                 state, rollout = grow_goals((state, rollout), service.num_goals)
                 state, rollout, unknown = collect(setup, service.tables, state, rollout)
             state, metrics = update(setup, service.tables, state, rollout)
-            if service.observe(rollout.scenes, rollout.captions):
-                state, rollout = grow_goals((state, rollout), service.num_goals)
+            service.observe(rollout.scenes, rollout.captions)
+            session.evaluate(policy, state.params)
+            state, rollout = grow_goals((state, rollout), service.num_goals)
             session.log(state, metrics)
-        return session.finish(Policy(setup, act), state.params)
+        return session.finish(policy, state.params)
 
 
 if __name__ == "__main__":

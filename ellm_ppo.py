@@ -30,14 +30,15 @@ from goals.arguments import GoalArgs
 from goals.service import GoalService
 from goals.tables import (
     GoalTables,
-    embed_goals,
-    embed_text,
+    WordSet,
     grow_goals,
     is_known,
     pack_bits,
+    read_text,
     share_unanswered,
     suggest,
     unpack_bits,
+    word_sets,
 )
 from lab.arguments import RunArgs
 from lab.cli import run_cli
@@ -117,7 +118,8 @@ class PolicyInput:
     """What the policy reads, of any leading shape; what is switched off has size zero.
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
-    text, goals: [..., E] float32.
+    text: [..., W] uint32, the scene's facts, or [..., 1] int32, the row of its caption's embedding;
+    goals: [..., G / 32] uint32, suggested and not yet reached, packed.
     """
 
     observation: jax.Array
@@ -197,13 +199,31 @@ class Setup:
 # ----------------------------------------------------------------------------------------- networks
 
 
+class Words(nn.Module):
+    """A layer on the embedding of a set of texts: relu(x E W / scale + b), x the set's bits.
+
+    Embedding is linear, so E W is computed once for all rows of a batch.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, texts: WordSet) -> jax.Array:
+        """Return [B, size] float32."""
+        init, width = nn.initializers.orthogonal(np.sqrt(2)), texts.embeddings.shape[-1]
+        kernel = self.param("kernel", init, (width, self.size))
+        bias = self.param("bias", nn.initializers.zeros, (self.size,))
+        weights = texts.embeddings @ kernel
+        return nn.relu(texts.bits @ weights / texts.scale[:, None] + bias[None])
+
+
 class Torso(nn.Module):
     """Two hidden layers; pixels go through three convolutions first (Mnih et al., 2015)."""
 
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> jax.Array:
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return features [B, hidden_size] float32."""
         dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))
         observation = inputs.observation
@@ -212,8 +232,8 @@ class Torso(nn.Module):
             for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
                 observation = nn.relu(Convolution(features, size, stride)(observation))
             observation = observation.reshape(observation.shape[0], -1)
-        words = [x for x in (inputs.text, inputs.goals) if x.shape[-1]]
-        words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in words]
+        sets = word_sets(tables, inputs.text, inputs.goals)
+        words = [Words(self.hidden_size // 2)(texts) for texts in sets]
         captions = inputs.captions_so_far.astype(jnp.float32)
         x = jnp.concatenate([observation, captions, *words], axis=-1)
         for _ in range(2):
@@ -229,9 +249,9 @@ class ActorCritic(nn.Module):
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> tuple[jax.Array, jax.Array]:
         """Return logits [B, A] and values [B], float32."""
-        x = Torso(self.hidden_size)(inputs)
+        x = Torso(self.hidden_size)(inputs, tables)
         logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))(x)
         values = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(x)
         return logits, values[:, 0]
@@ -273,7 +293,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     envs = setup.envs.reset(envs_key)
     moment = first_moment(setup.world, envs.states, tables.sensible.shape[0])
     inputs = read(setup, tables, key, moment)[0]
-    params = setup.network.init(params_key, inputs)
+    params = setup.network.init(params_key, inputs, tables)
     return RunnerState(
         params=params,
         opt_state=make_optimizer(args).init(params),
@@ -298,16 +318,19 @@ def reward_step(
     achieved: jax.Array,
     captions: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Reward one step (section 3 of the paper) and return the goals that it reached.
+    """Reward one step (section 3 of the paper); return also what is achieved after it, [N, G].
 
     r = max s(g, c) over goals g suggested for the scene before the step, new in the episode and
-    with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c.
-    suggested, achieved: [N, G] bool; captions: [N] int32. Returns [N] float32, [N, G] bool.
+    with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c. With a goal its
+    aliases are achieved, and whatever else the caption matches: it is paid once.
+    suggested, achieved: [N, G] bool; captions: [N] int32.
     """
     similarity = tables.similarity.T[captions]
     chex.assert_equal_shape([suggested, achieved, similarity])
-    reached = suggested & ~achieved & (similarity > threshold)
-    return jnp.max(jnp.where(reached, similarity, 0.0), axis=-1), reached
+    matched = similarity > threshold
+    reached = suggested & ~achieved & matched
+    rewards = jnp.max(jnp.where(reached, similarity, 0.0), axis=-1)
+    return rewards, achieved | (matched & reached.any(-1, keepdims=True))
 
 
 def ellm_rewards(
@@ -324,11 +347,12 @@ def ellm_rewards(
         else:
             suggested = suggest(args, world, tables, None, None, scenes)
         threshold = args.similarity_threshold
-        rewards, reached = reward_step(tables, threshold, suggested, achieved, captions)
-        return (achieved | reached) & ~done[:, None], rewards
+        rewards, achieved = reward_step(tables, threshold, suggested, achieved, captions)
+        return achieved & ~done[:, None], rewards
 
     done = rollout.terminated | rollout.truncated
-    steps = (rollout.scenes, rollout.suggested, rollout.captions, done)
+    captions = args.names_of(rollout.actions, rollout.captions)
+    steps = (rollout.scenes, rollout.suggested, captions, done)
     achieved, rewards = jax.lax.scan(walk, achieved, steps)
     return rewards, achieved
 
@@ -345,17 +369,16 @@ def read(
     """
     args, world = setup.args, setup.world
     scenes = jax.vmap(world.scene)(moment.states)
-    suggested, goals = jnp.zeros_like(moment.achieved), jnp.zeros((scenes.shape[0], 0))
+    suggested = jnp.zeros_like(moment.achieved)
     if args.goal_source != "none":
         suggested = suggest(args, world, tables, key, moment.states, scenes)
-    if args.reads_goals:
-        goals = embed_goals(tables, suggested & ~moment.achieved)
+    goals = suggested & ~moment.achieved
     captions = moment.captions_so_far
     inputs = PolicyInput(
         observation=jax.vmap(world.observe)(moment.states),
         captions_so_far=captions if args.caption_memory else captions[:, :0],
-        text=embed_text(args, tables, scenes),
-        goals=goals,
+        text=read_text(args, tables, scenes),
+        goals=pack_bits(goals if args.reads_goals else goals[:, :0]),
     )
     return inputs, scenes, suggested
 
@@ -368,7 +391,7 @@ def collect_step(
     key, goal_key, policy_key, world_key, _ = jax.random.split(state.key, 5)
     inputs, scenes, suggested = read(setup, tables, goal_key, state.moment)
     # BEGIN PPO
-    logits, values = setup.network.apply(state.params, inputs)
+    logits, values = setup.network.apply(state.params, inputs, tables)
     actions = jax.random.categorical(policy_key, logits)
     log_policy = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
@@ -378,8 +401,8 @@ def collect_step(
     caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
     captions_so_far, achieved = state.captions_so_far | caption, state.achieved
     if args.reads_goals:
-        threshold = args.similarity_threshold
-        achieved |= reward_step(tables, threshold, suggested, achieved, transition.caption)[1]
+        names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
+        achieved = reward_step(tables, threshold, suggested, achieved, names)[1]
 
     # The states that the time limit cut are kept: their values are what is to come (truncation).
     after, cut = Moment(envs.states, captions_so_far, achieved), transition.truncated
@@ -500,11 +523,11 @@ class Batch:
 
 
 def ppo_loss(
-    network: nn.Module, args: Args, params: Any, batch: Batch
+    network: nn.Module, args: Args, tables: GoalTables, params: Any, batch: Batch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the clipped surrogate loss (Schulman et al., 2017) and what it is made of."""
     chex.assert_equal_shape([batch.actions, batch.log_probs, batch.values, batch.returns])
-    logits, values = network.apply(params, batch.inputs)
+    logits, values = network.apply(params, batch.inputs, tables)
     log_policy = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(log_policy, batch.actions[:, None], axis=1)[:, 0]
     ratio = jnp.exp(log_probs - batch.log_probs)
@@ -537,8 +560,8 @@ def advantages_of(
 ) -> jax.Array:
     """Return the advantages [T, N] of a rewarded rollout."""
     args, apply = setup.args, partial(setup.network.apply, state.params)
-    following = apply(read(setup, tables, key, state.moment)[0])[1]
-    last = apply(read(setup, tables, key, state.last)[0])[1]
+    following = apply(read(setup, tables, key, state.moment)[0], tables)[1]
+    last = apply(read(setup, tables, key, state.last)[0], tables)[1]
     next_values = jnp.concatenate([rollout.values[1:], following[None]])
     next_values = jnp.where(rollout.truncated, last[None], next_values)
     done = rollout.terminated | rollout.truncated
@@ -548,7 +571,7 @@ def advantages_of(
 
 
 def learn(
-    setup: Setup, state: RunnerState, batch: Batch
+    setup: Setup, tables: GoalTables, state: RunnerState, batch: Batch
 ) -> tuple[RunnerState, dict[str, jax.Array]]:
     """Take the gradient steps on a batch of [T * N, ...]; return also the mean losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
@@ -556,7 +579,7 @@ def learn(
     def minibatch(carry, indices):
         params, opt_state = carry
         chosen = jax.tree.map(lambda x: x[indices], batch)
-        loss = partial(ppo_loss, setup.network, args)
+        loss = partial(ppo_loss, setup.network, args, tables)
         gradients, parts = jax.grad(loss, has_aux=True)(params, chosen)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), parts
@@ -585,6 +608,7 @@ def update(
     rewards, achieved = rollout.rewards, state.achieved_before
     if args.goal_source != "none":
         rewards, achieved = ellm_rewards(setup, tables, rollout, achieved)
+        rewards += args.extrinsic_coef * rollout.rewards
     key, goal_key, refill_key = jax.random.split(state.key, 3)
 
     # BEGIN PPO
@@ -601,7 +625,7 @@ def update(
 
     # LEARN
     batch = jax.tree.map(lambda x: x.reshape(args.batch_size, *x.shape[2:]), batch)
-    state, losses = learn(setup, state.replace(key=key), batch)
+    state, losses = learn(setup, tables, state.replace(key=key), batch)
     # END PPO
 
     envs, episodes = setup.envs.drain(setup.envs.refill(refill_key, state.envs))
@@ -633,19 +657,19 @@ def act(
     goal_key, policy_key, world_key = jax.random.split(key, 3)
     inputs, scenes, suggested = read(setup, tables, goal_key, moment)
     # BEGIN PPO
-    actions = jax.random.categorical(policy_key, setup.network.apply(params, inputs)[0])
+    logits, _ = setup.network.apply(params, inputs, tables)
+    actions = jax.random.categorical(policy_key, logits)
     # END PPO
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
-    rewards, reached = reward_step(
-        tables, args.similarity_threshold, suggested, moment.achieved, transition.caption
-    )
+    names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
+    rewards, achieved = reward_step(tables, threshold, suggested, moment.achieved, names)
     shown = {
         "state": moment.states,
         "scene": scenes,
         "suggested": suggested,
         "achieved": moment.achieved,
-        "reached": reached,
+        "reached": achieved & suggested & ~moment.achieved,
         "action": actions,
         "caption": transition.caption,
         "reward": rewards if args.goal_source != "none" else transition.reward,
@@ -653,7 +677,7 @@ def act(
         "score": transition.score,
     }
     caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
-    after = Moment(states, moment.captions_so_far | caption, moment.achieved | reached)
+    after = Moment(states, moment.captions_so_far | caption, achieved)
     return after, transition, shown
 
 
@@ -669,6 +693,7 @@ def main(args: Args) -> dict[str, Any]:
     # BEGIN PPO
     name = f"{world.name}-ppo-{args.goal_source}"
     # END PPO
+    policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:
         state = session.begin(partial(init_state, setup))
         rollout = empty_rollout(setup, service.tables, state)
@@ -679,10 +704,11 @@ def main(args: Args) -> dict[str, Any]:
                 state, rollout = grow_goals((state, rollout), service.num_goals)
                 state, rollout, unknown = collect(setup, service.tables, state, rollout)
             state, metrics = update(setup, service.tables, state, rollout)
-            if service.observe(rollout.scenes, rollout.captions):
-                state, rollout = grow_goals((state, rollout), service.num_goals)
+            service.observe(rollout.scenes, rollout.captions)
+            session.evaluate(policy, state.params)
+            state, rollout = grow_goals((state, rollout), service.num_goals)
             session.log(state, metrics)
-        return session.finish(Policy(setup, act), state.params)
+        return session.finish(policy, state.params)
 
 
 if __name__ == "__main__":

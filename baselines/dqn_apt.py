@@ -29,7 +29,7 @@ from flax import struct
 from bonuses.apt import APT, APTArgs, APTState
 from bonuses.bonus import Moves
 from goals.service import GoalService
-from goals.tables import GoalTables, embed_text, is_known, pack_bits, unpack_bits
+from goals.tables import GoalTables, WordSet, is_known, pack_bits, read_text, unpack_bits, word_sets
 from lab.arguments import RunArgs
 from lab.cli import run_cli
 from lab.convolution import Convolution
@@ -156,7 +156,7 @@ class PolicyInput:
     """What the policy reads, of any leading shape; an input that is switched off has size zero.
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
-    text: [..., E] float32.
+    text: [..., W] uint32, the scene's facts, or [..., 1] int32, the row of its caption's embedding.
     """
 
     observation: jax.Array
@@ -170,13 +170,12 @@ class PackedInput:
     """What the policy reads as the replay holds it; what is switched off has size zero.
 
     Of any leading shape. observation: [..., *P], the newest moment as the world packs it;
-    captions_so_far: [..., ceil(C / 32)] uint32; scenes: [..., W] uint32, from which the text is
-    embedded again.
+    captions_so_far: [..., ceil(C / 32)] uint32; text: as the policy reads it.
     """
 
     observation: jax.Array
     captions_so_far: jax.Array
-    scenes: jax.Array
+    text: jax.Array
 
 
 # END DQN
@@ -264,13 +263,31 @@ class Setup:
 # ----------------------------------------------------------------------------------------- networks
 
 
+class Words(nn.Module):
+    """A layer on the embedding of a set of texts: relu(x E W / scale + b), x the set's bits.
+
+    Embedding is linear, so E W is computed once for all rows of a batch.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, texts: WordSet) -> jax.Array:
+        """Return [B, size] float32."""
+        init, width = nn.initializers.orthogonal(np.sqrt(2)), texts.embeddings.shape[-1]
+        kernel = self.param("kernel", init, (width, self.size))
+        bias = self.param("bias", nn.initializers.zeros, (self.size,))
+        weights = texts.embeddings @ kernel
+        return nn.relu(texts.bits @ weights / texts.scale[:, None] + bias[None])
+
+
 class Torso(nn.Module):
     """Two hidden layers; pixels go through three convolutions first (Mnih et al., 2015)."""
 
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> jax.Array:
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return features [B, hidden_size] float32."""
         dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))
         observation = inputs.observation
@@ -279,8 +296,8 @@ class Torso(nn.Module):
             for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
                 observation = nn.relu(Convolution(features, size, stride)(observation))
             observation = observation.reshape(observation.shape[0], -1)
-        words = [x for x in (inputs.text,) if x.shape[-1]]
-        words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in words]
+        sets = word_sets(tables, inputs.text)
+        words = [Words(self.hidden_size // 2)(texts) for texts in sets]
         captions = inputs.captions_so_far.astype(jnp.float32)
         x = jnp.concatenate([observation, captions, *words], axis=-1)
         for _ in range(2):
@@ -296,9 +313,9 @@ class DuelingNetwork(nn.Module):
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> jax.Array:
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return action values [B, A] float32."""
-        x = Torso(self.hidden_size)(inputs)
+        x = Torso(self.hidden_size)(inputs, tables)
         init = nn.initializers.orthogonal
         advantages = nn.Dense(self.num_actions, kernel_init=init(0.01))(x)
         values = nn.Dense(1, kernel_init=init(1.0))(x)
@@ -341,9 +358,9 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     envs = setup.envs.reset(envs_key)
     moment = first_moment(setup.world, envs.states, num_goals=0)
     inputs = read(setup, tables, moment)[0]
-    params = setup.network.init(params_key, inputs)
+    params = setup.network.init(params_key, inputs, tables)
     # BEGIN DQN
-    packed = pack_input(setup, moment, *read(setup, tables, moment))
+    packed = pack_input(setup, inputs)
     # END DQN
     return RunnerState(
         params=params,
@@ -375,30 +392,27 @@ def read(setup: Setup, tables: GoalTables, moment: Moment) -> tuple[PolicyInput,
     inputs = PolicyInput(
         observation=jax.vmap(world.observe)(moment.states),
         captions_so_far=captions if args.caption_memory else captions[:, :0],
-        text=embed_text(args, tables, scenes),
+        text=read_text(args, tables, scenes),
     )
     return inputs, scenes
 
 
 # BEGIN DQN
-def pack_input(setup: Setup, moment: Moment, inputs: PolicyInput, scenes: jax.Array) -> PackedInput:
-    """Pack for the replay what the policy reads in N envs; the text is embedded again."""
-    args, nothing, captions = setup.args, scenes[:, :0], moment.captions_so_far
+def pack_input(setup: Setup, inputs: PolicyInput) -> PackedInput:
+    """Pack for the replay what the policy reads in N envs."""
+    captions = inputs.captions_so_far
     captions = jnp.pad(captions, ((0, 0), (0, -captions.shape[1] % 32)))
     return PackedInput(
         observation=setup.world.pack_observation(inputs.observation),
-        captions_so_far=pack_bits(captions) if args.caption_memory else nothing,
-        scenes=scenes if args.text_observation != "none" else nothing,
+        captions_so_far=pack_bits(captions),
+        text=inputs.text,
     )
 
 
-def unpack_input(setup: Setup, tables: GoalTables, packed: PackedInput) -> PolicyInput:
+def unpack_input(setup: Setup, packed: PackedInput) -> PolicyInput:
     """Return what the policy reads, [B, ...], of a packed input whose observation is unpacked."""
-    return PolicyInput(
-        observation=packed.observation,
-        captions_so_far=unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)],
-        text=embed_text(setup.args, tables, packed.scenes),
-    )
+    captions = unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)]
+    return PolicyInput(packed.observation, captions, packed.text)
 
 
 def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
@@ -408,13 +422,12 @@ def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
 
 
 def choose_actions(
-    setup: Setup, params: Any, key: jax.Array, inputs: PolicyInput, epsilon: jax.Array | float
+    args: Args, values: jax.Array, key: jax.Array, epsilon: jax.Array | float
 ) -> jax.Array:
-    """Return actions [N] int32, best or drawn by a softmax; with the chance epsilon random."""
+    """Return actions [N] int32 by their values [N, A]: best or by a softmax, or random."""
     chance_key, action_key, policy_key = jax.random.split(key, 3)
-    values, temperature = setup.network.apply(params, inputs), setup.args.policy_temperature
-    if temperature:
-        best = jax.random.categorical(policy_key, values / temperature)
+    if args.policy_temperature:
+        best = jax.random.categorical(policy_key, values / args.policy_temperature)
     else:
         best = values.argmax(-1)
     chance = jax.random.uniform(chance_key, values.shape[:1])
@@ -432,8 +445,9 @@ def collect_step(
     # BEGIN DQN
     args = setup.args
     env_steps = state.update * args.batch_size + state.step * args.num_envs
+    values = setup.network.apply(state.params, inputs, tables)
     epsilon = exploration(args, env_steps)
-    actions = choose_actions(setup, state.params, policy_key, inputs, epsilon)
+    actions = choose_actions(args, values, policy_key, epsilon)
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
@@ -447,7 +461,7 @@ def collect_step(
     done = transition.terminated | transition.truncated
     step = Rollout(
         # BEGIN DQN
-        inputs=pack_input(setup, state.moment, inputs, scenes),
+        inputs=pack_input(setup, inputs),
         # END DQN
         actions=actions,
         rewards=transition.reward,
@@ -527,7 +541,12 @@ def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, rollout: 
 
 # BEGIN DQN
 def dqn_loss(
-    network: nn.Module, args: Args, params: Any, target_params: Any, batch: Transitions
+    network: nn.Module,
+    args: Args,
+    tables: GoalTables,
+    params: Any,
+    target_params: Any,
+    batch: Transitions,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the Huber loss of n-step double Q-learning (van Hasselt et al., 2016), and its parts.
 
@@ -536,30 +555,32 @@ def dqn_loss(
     """
     actions = batch.actions
     chex.assert_equal_shape([actions, batch.returns, batch.discounts])
-    values = network.apply(params, batch.inputs)
+    values = network.apply(params, batch.inputs, tables)
     chosen = jnp.take_along_axis(values, actions[:, None], axis=1)[:, 0]
     returns, temperature = batch.returns, args.policy_temperature
-    next_values = network.apply(target_params, batch.next_inputs)
+    next_values = network.apply(target_params, batch.next_inputs, tables)
     if args.munchausen:
-        log_policy = jax.nn.log_softmax(network.apply(target_params, batch.inputs) / temperature)
+        log_policy = jax.nn.log_softmax(
+            network.apply(target_params, batch.inputs, tables) / temperature
+        )
         taken = temperature * jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
         returns += args.munchausen * jnp.maximum(taken, -1.0)
         next_values = temperature * jax.nn.logsumexp(next_values / temperature, axis=-1)
     else:
-        best = network.apply(params, batch.next_inputs).argmax(-1)
+        best = network.apply(params, batch.next_inputs, tables).argmax(-1)
         next_values = jnp.take_along_axis(next_values, best[:, None], axis=1)[:, 0]
     targets = jax.lax.stop_gradient(returns + batch.discounts * next_values)
     loss = optax.huber_loss(chosen, targets).mean()
     return loss, {"td_loss": loss, "action_value": chosen.mean(), "target": targets.mean()}
 
 
-def sample_batch(setup: Setup, tables: GoalTables, replay: Replay, key: jax.Array) -> Transitions:
+def sample_batch(setup: Setup, replay: Replay, key: jax.Array) -> Transitions:
     """Draw B transitions of up to n steps."""
     args = setup.args
     batch = sample_transitions(setup.world, replay, key, args.sample_size, args.n_step, args.gamma)
     return batch.replace(
-        inputs=unpack_input(setup, tables, batch.inputs),
-        next_inputs=unpack_input(setup, tables, batch.next_inputs),
+        inputs=unpack_input(setup, batch.inputs),
+        next_inputs=unpack_input(setup, batch.next_inputs),
     )
 
 
@@ -568,12 +589,12 @@ def learn(
 ) -> tuple[RunnerState, dict[str, jax.Array]]:
     """Take the gradient steps, none before --learning-starts; return also the mean losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
-    loss = partial(dqn_loss, setup.network, args)
+    loss = partial(dqn_loss, setup.network, args, tables)
 
     def gradient_step(carry, step):
         params, target_params, opt_state = carry
         key, number = step
-        batch = sample_batch(setup, tables, state.replay, key)
+        batch = sample_batch(setup, state.replay, key)
         gradients, parts = jax.grad(loss, has_aux=True)(params, target_params, batch)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -620,7 +641,7 @@ def update(
 
     # BEGIN DQN
     # REPLAY
-    last = pack_input(setup, state.last, *read(setup, tables, state.last))
+    last = pack_input(setup, read(setup, tables, state.last)[0])
     replay = add(
         state.replay,
         inputs=rollout.inputs,
@@ -665,7 +686,8 @@ def act(
     _, policy_key, world_key = jax.random.split(key, 3)
     inputs, scenes = read(setup, tables, moment)
     # BEGIN DQN
-    actions = choose_actions(setup, params, policy_key, inputs, setup.args.end_e)
+    values = setup.network.apply(params, inputs, tables)
+    actions = choose_actions(setup.args, values, policy_key, setup.args.end_e)
     # END DQN
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
@@ -696,6 +718,7 @@ def main(args: Args) -> dict[str, Any]:
     service = GoalService(world, args, seed=args.seed)
     setup = make_setup(args, world, service)
     name = f"{world.name}-{Path(__file__).stem}"
+    policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:
         state = session.begin(partial(init_state, setup))
         rollout = empty_rollout(setup, service.tables, state)
@@ -705,8 +728,9 @@ def main(args: Args) -> dict[str, Any]:
                 service.know(np.asarray(unknown.scenes)[np.asarray(unknown.mask)])
                 state, rollout, unknown = collect(setup, service.tables, state, rollout)
             state, metrics = update(setup, service.tables, state, rollout)
+            session.evaluate(policy, state.params)
             session.log(state, metrics)
-        return session.finish(Policy(setup, act), state.params)
+        return session.finish(policy, state.params)
 
 
 if __name__ == "__main__":

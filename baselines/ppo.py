@@ -26,7 +26,7 @@ from flax import struct
 
 from goals.arguments import TextArgs
 from goals.service import GoalService
-from goals.tables import GoalTables, embed_text, is_known
+from goals.tables import GoalTables, WordSet, is_known, read_text, word_sets
 from lab.arguments import RunArgs
 from lab.cli import run_cli
 from lab.convolution import Convolution
@@ -105,7 +105,7 @@ class PolicyInput:
     """What the policy reads, of any leading shape; an input that is switched off has size zero.
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
-    text: [..., E] float32.
+    text: [..., W] uint32, the scene's facts, or [..., 1] int32, the row of its caption's embedding.
     """
 
     observation: jax.Array
@@ -176,13 +176,31 @@ class Setup:
 # ----------------------------------------------------------------------------------------- networks
 
 
+class Words(nn.Module):
+    """A layer on the embedding of a set of texts: relu(x E W / scale + b), x the set's bits.
+
+    Embedding is linear, so E W is computed once for all rows of a batch.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, texts: WordSet) -> jax.Array:
+        """Return [B, size] float32."""
+        init, width = nn.initializers.orthogonal(np.sqrt(2)), texts.embeddings.shape[-1]
+        kernel = self.param("kernel", init, (width, self.size))
+        bias = self.param("bias", nn.initializers.zeros, (self.size,))
+        weights = texts.embeddings @ kernel
+        return nn.relu(texts.bits @ weights / texts.scale[:, None] + bias[None])
+
+
 class Torso(nn.Module):
     """Two hidden layers; pixels go through three convolutions first (Mnih et al., 2015)."""
 
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> jax.Array:
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return features [B, hidden_size] float32."""
         dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))
         observation = inputs.observation
@@ -191,8 +209,8 @@ class Torso(nn.Module):
             for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
                 observation = nn.relu(Convolution(features, size, stride)(observation))
             observation = observation.reshape(observation.shape[0], -1)
-        words = [x for x in (inputs.text,) if x.shape[-1]]
-        words = [nn.relu(dense(self.hidden_size // 2)(x)) for x in words]
+        sets = word_sets(tables, inputs.text)
+        words = [Words(self.hidden_size // 2)(texts) for texts in sets]
         captions = inputs.captions_so_far.astype(jnp.float32)
         x = jnp.concatenate([observation, captions, *words], axis=-1)
         for _ in range(2):
@@ -208,9 +226,9 @@ class ActorCritic(nn.Module):
     hidden_size: int
 
     @nn.compact
-    def __call__(self, inputs: PolicyInput) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> tuple[jax.Array, jax.Array]:
         """Return logits [B, A] and values [B], float32."""
-        x = Torso(self.hidden_size)(inputs)
+        x = Torso(self.hidden_size)(inputs, tables)
         logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))(x)
         values = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(x)
         return logits, values[:, 0]
@@ -252,7 +270,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
     envs = setup.envs.reset(envs_key)
     moment = first_moment(setup.world, envs.states, num_goals=0)
     inputs = read(setup, tables, moment)[0]
-    params = setup.network.init(params_key, inputs)
+    params = setup.network.init(params_key, inputs, tables)
     return RunnerState(
         params=params,
         opt_state=make_optimizer(args).init(params),
@@ -276,7 +294,7 @@ def read(setup: Setup, tables: GoalTables, moment: Moment) -> tuple[PolicyInput,
     inputs = PolicyInput(
         observation=jax.vmap(world.observe)(moment.states),
         captions_so_far=captions if args.caption_memory else captions[:, :0],
-        text=embed_text(args, tables, scenes),
+        text=read_text(args, tables, scenes),
     )
     return inputs, scenes
 
@@ -288,7 +306,7 @@ def collect_step(
     key, _, policy_key, world_key, _ = jax.random.split(state.key, 5)  # split as with goals
     inputs, scenes = read(setup, tables, state.moment)
     # BEGIN PPO
-    logits, values = setup.network.apply(state.params, inputs)
+    logits, values = setup.network.apply(state.params, inputs, tables)
     actions = jax.random.categorical(policy_key, logits)
     log_policy = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
@@ -410,11 +428,11 @@ class Batch:
 
 
 def ppo_loss(
-    network: nn.Module, args: Args, params: Any, batch: Batch
+    network: nn.Module, args: Args, tables: GoalTables, params: Any, batch: Batch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the clipped surrogate loss (Schulman et al., 2017) and what it is made of."""
     chex.assert_equal_shape([batch.actions, batch.log_probs, batch.values, batch.returns])
-    logits, values = network.apply(params, batch.inputs)
+    logits, values = network.apply(params, batch.inputs, tables)
     log_policy = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(log_policy, batch.actions[:, None], axis=1)[:, 0]
     ratio = jnp.exp(log_probs - batch.log_probs)
@@ -442,8 +460,8 @@ def advantages_of(
 ) -> jax.Array:
     """Return the advantages [T, N] of a rewarded rollout."""
     args, apply = setup.args, partial(setup.network.apply, state.params)
-    following = apply(read(setup, tables, state.moment)[0])[1]
-    last = apply(read(setup, tables, state.last)[0])[1]
+    following = apply(read(setup, tables, state.moment)[0], tables)[1]
+    last = apply(read(setup, tables, state.last)[0], tables)[1]
     next_values = jnp.concatenate([rollout.values[1:], following[None]])
     next_values = jnp.where(rollout.truncated, last[None], next_values)
     done = rollout.terminated | rollout.truncated
@@ -453,15 +471,15 @@ def advantages_of(
 
 
 def learn(
-    setup: Setup, state: RunnerState, batch: Batch
+    setup: Setup, tables: GoalTables, state: RunnerState, batch: Batch
 ) -> tuple[RunnerState, dict[str, jax.Array]]:
-    """Take the epochs of gradient steps on a batch of [T * N, ...]; return also mean losses."""
+    """Take the gradient steps on a batch of [T * N, ...]; return also the mean losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
 
     def minibatch(carry, indices):
         params, opt_state = carry
         chosen = jax.tree.map(lambda x: x[indices], batch)
-        loss = partial(ppo_loss, setup.network, args)
+        loss = partial(ppo_loss, setup.network, args, tables)
         gradients, parts = jax.grad(loss, has_aux=True)(params, chosen)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), parts
@@ -503,7 +521,7 @@ def update(
 
     # LEARN
     batch = jax.tree.map(lambda x: x.reshape(setup.args.batch_size, *x.shape[2:]), batch)
-    state, losses = learn(setup, state.replace(key=key), batch)
+    state, losses = learn(setup, tables, state.replace(key=key), batch)
     # END PPO
 
     envs, episodes = setup.envs.drain(setup.envs.refill(refill_key, state.envs))
@@ -533,7 +551,8 @@ def act(
     _, policy_key, world_key = jax.random.split(key, 3)
     inputs, scenes = read(setup, tables, moment)
     # BEGIN PPO
-    actions = jax.random.categorical(policy_key, setup.network.apply(params, inputs)[0])
+    logits, _ = setup.network.apply(params, inputs, tables)
+    actions = jax.random.categorical(policy_key, logits)
     # END PPO
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
@@ -564,6 +583,7 @@ def main(args: Args) -> dict[str, Any]:
     service = GoalService(world, args, seed=args.seed)
     setup = make_setup(args, world, service)
     name = f"{world.name}-{Path(__file__).stem}"
+    policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:
         state = session.begin(partial(init_state, setup))
         rollout = empty_rollout(setup, service.tables, state)
@@ -573,8 +593,9 @@ def main(args: Args) -> dict[str, Any]:
                 service.know(np.asarray(unknown.scenes)[np.asarray(unknown.mask)])
                 state, rollout, unknown = collect(setup, service.tables, state, rollout)
             state, metrics = update(setup, service.tables, state, rollout)
+            session.evaluate(policy, state.params)
             session.log(state, metrics)
-        return session.finish(Policy(setup, act), state.params)
+        return session.finish(policy, state.params)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import jax
+
+from goals.sentence_encoder import CARRIED_NAME
+
 
 @dataclass(frozen=True)
 class TextArgs:
@@ -10,12 +14,11 @@ class TextArgs:
 
     FREE: ClassVar[tuple[str, ...]] = ("store",)  # in which a resumed command may differ
 
-    text_observation: Literal["none", "caption", "facts"] = "none"
+    text_observation: Literal["none", "caption", "facts"] = "facts"
     """also read the scene in words: the embedded caption (the paper's), or the mean of its facts'
     embeddings"""
-    sentence_encoder: str = "all-MiniLM-L6-v2"
-    """all-MiniLM-L6-v2, or a hub id or folder (the paper's:
-    sentence-transformers/paraphrase-MiniLM-L3-v2)"""
+    sentence_encoder: str = CARRIED_NAME
+    """the paper's own, which needs no PyTorch, or all-MiniLM-L6-v2, a hub id or a folder"""
     store: str = "runs/store.sqlite"
     """answers and embeddings, shared by all runs that name the same file"""
 
@@ -45,6 +48,11 @@ class TextArgs:
         return False
 
     @property
+    def pays_actions(self) -> bool:
+        """Whether goals are names of actions, which any attempt reaches, instead of captions."""
+        return False
+
+    @property
     def reads_scenes(self) -> bool:
         """Whether anything depends on the scenes of a rollout."""
         return self.text_observation != "none"
@@ -71,15 +79,20 @@ class GoalArgs(TextArgs):
     )
 
     # Goals
-    goal_source: Literal["llm", "oracle", "novelty", "uniform", "grounded", "none"] = "llm"
-    """who suggests goals; none: the game's own reward"""
+    goal_source: Literal[
+        "llm", "oracle", "novelty", "novelty-paper", "uniform", "grounded", "none"
+    ] = "llm"
+    """who suggests goals; novelty: any caption, novelty-paper: any action, successful or not, is
+    paid once an episode; none: the game's own reward"""
     goal_form: Literal["rules", "open", "closed"] = "rules"
     """rules: ask once what each goal needs; open: ask for a list of goals in each scene; closed:
     ask of each goal in each scene"""
-    goal_conditioned: bool = False
+    goal_conditioned: bool = True
     """also read the goals that are suggested and not yet reached"""
     similarity_threshold: float = 0.99
     """cosine above which a caption fulfils a goal (the paper's T)"""
+    extrinsic_coef: float = 0.0
+    """weight of the game's own reward beside the goals'"""
     uniform_goals: int = 5
     """goals drawn at each step by --goal-source uniform"""
     grounding: bool = False
@@ -147,3 +160,12 @@ class GoalArgs(TextArgs):
     def reads_scenes(self) -> bool:
         """Whether anything depends on the scenes of a rollout."""
         return self.goal_source != "none" or super().reads_scenes
+
+    @property
+    def pays_actions(self) -> bool:
+        """Whether goals are names of actions, which any attempt reaches, instead of captions."""
+        return self.goal_source == "novelty-paper"
+
+    def names_of(self, actions: jax.Array, captions: jax.Array) -> jax.Array:
+        """Return what steps are called when they are compared with goals."""
+        return actions if self.pays_actions else captions

@@ -11,22 +11,24 @@ from goals.rules import Rules
 from goals.tables import GoalTables, SceneIndex
 from worlds.world import World, pack_facts
 
+NOTHING = "nothing"  # captions[0] of every world: no goal
 GOAL_CAPACITY = 1024  # goals there is room for at first, where a model words them freely
 
 
 class SceneTables:
     """Goals by number, and by scene what was suggested and how its text is embedded.
 
-    The first goals are the captions. goal_index holds the scenes that somebody was asked about,
+    The first goals are what a step can be called: captions, or with --goal-source novelty-paper
+    actions. goal_index holds the scenes that somebody was asked about,
     text_index those whose text is embedded; suggested: [R, G / 32] uint32, answered: [R] bool,
     text_vectors: [R, E] float32, by their rows.
     """
 
     def __init__(self, world: World, args: TextArgs):
-        self._capacity = -(-len(world.captions) // 32) * 32
+        self.goals: list[str] = list(step_names(world, args))
+        self._capacity = -(-len(self.goals) // 32) * 32
         if args.per_scene and args.goal_form == "open":
             self._capacity = GOAL_CAPACITY
-        self.goals: list[str] = list(world.captions)
         self._goal_ids = {goal: index for index, goal in enumerate(self.goals)}
         self.goal_index = SceneIndex(world.num_scene_words)
         self.text_index = SceneIndex(world.num_scene_words)
@@ -86,9 +88,10 @@ def build_tables(
 ) -> GoalTables:
     """Copy to the device what is known; rules are those of the rules form."""
     source = args.goal_source if isinstance(args, GoalArgs) else "none"
-    num_goals, num_captions = scenes.num_goals, len(world.captions)
+    names = step_names(world, args)
+    num_goals, num_names, num_captions = scenes.num_goals, len(names), len(world.captions)
     sensible = np.zeros(num_goals, bool)
-    sensible[1:num_captions] = True
+    sensible[:num_names] = [name != NOTHING for name in names]
     needs = np.zeros((num_goals, world.num_scene_words), np.uint32)
     any_of = np.zeros_like(needs)
     alternatives = np.zeros((num_goals, 0, world.num_scene_words), np.uint32)
@@ -106,10 +109,15 @@ def build_tables(
         vectors = np.zeros((num_goals, known.shape[1]), np.float32)
         vectors[: len(known)] = known
     if source == "llm":
-        similarity = vectors @ vectors[:num_captions].T
+        similarity = vectors @ vectors[:num_names].T
     else:
-        similarity = np.eye(num_goals, num_captions, dtype=np.float32)
-    similarity[0] = similarity[:, 0] = 0.0
+        similarity = np.eye(num_goals, num_names, dtype=np.float32)
+    if names[0] == NOTHING:
+        similarity[0] = similarity[:, 0] = 0.0
+    for group in world.aliases if names == world.captions else ():
+        # A goal is reached under any of its names.
+        columns = [names.index(name) for name in group]
+        similarity[:, columns] = similarity[:, columns].max(1, keepdims=True)
     facts = np.zeros((0, 0), np.float32)
     if args.text_observation == "facts":
         facts = embeddings.embed(list(world.facts))
@@ -127,6 +135,11 @@ def build_tables(
         text_embeddings=jnp.array(scenes.text_vectors),
         fact_embeddings=jnp.array(facts),
     )
+
+
+def step_names(world: World, args: TextArgs) -> tuple[str, ...]:
+    """Return what a step can be called: the captions, or the actions where these are paid."""
+    return world.actions if args.pays_actions else world.captions
 
 
 def embeds_goals(args: TextArgs) -> bool:

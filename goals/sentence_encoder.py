@@ -18,8 +18,6 @@ from lab.errors import UserError
 if TYPE_CHECKING:
     import tokenizers
 
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-
 # The paper's encoder as a package carries it, without a tokenizer.
 CARRIED_NAME = "paraphrase-MiniLM-L3-v2"
 CARRIED_SHA256 = "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16"
@@ -191,7 +189,7 @@ class TorchNetwork:
             return torch.nn.functional.normalize(mean, dim=1).numpy()
 
 
-def load_sentence_encoder(name: str = DEFAULT_ENCODER) -> SentenceEncoder:
+def load_sentence_encoder(name: str = CARRIED_NAME) -> SentenceEncoder:
     """Load paraphrase-MiniLM-L3-v2, which is installed, or all-MiniLM-L6-v2, a folder or a hub id.
 
     All but the first need PyTorch. Raises UserError if it is not there, or pools not by the mean.

@@ -255,7 +255,52 @@ def drop_needs(tables: GoalTables, refuted: jax.Array) -> GoalTables:
     return tables.replace(needs=needs, alternatives=alternatives)
 
 
-# EMBED
+# READ
+@struct.dataclass
+class WordSet:
+    """Sets of texts that a policy reads as the mean of their embeddings, bits E / scale.
+
+    bits: [B, n] float32, which texts are in each set; embeddings: [n, E] float32; scale: [B]
+    float32. Kept apart, for E can be multiplied with a layer's weights once for all rows.
+    """
+
+    bits: jax.Array
+    embeddings: jax.Array
+    scale: jax.Array
+
+
+def read_text(args: TextArgs, tables: GoalTables, scenes: jax.Array) -> jax.Array:
+    """Return what a policy keeps of the text of scenes [N, W] uint32, as --text-observation says.
+
+    facts: the scenes themselves; caption: rows of the embeddings, [N, 1] int32; none: [N, 0].
+    """
+    if args.text_observation == "caption":
+        return lookup(tables.text_rows, scenes)[:, None]
+    return scenes if args.text_observation == "facts" else scenes[:, :0]
+
+
+def word_sets(tables: GoalTables, text: jax.Array, goals: jax.Array | None = None) -> list[WordSet]:
+    """Return the sets to embed: text [B, ...] as `read_text` gives it, goals [B, G / 32] uint32.
+
+    What has size zero gives none. The means are those of `embed_text` and `embed_goals`.
+    """
+    sets = []
+    if text.shape[-1] and text.dtype == jnp.int32:
+        known = (text >= 0).astype(jnp.float32)
+        vectors = tables.text_embeddings[text[:, 0]] * known
+        identity = jnp.eye(vectors.shape[-1])
+        sets.append(WordSet(vectors, identity, jnp.ones(len(text))))
+    elif text.shape[-1]:
+        facts = unpack_bits(text)[:, : len(tables.fact_embeddings)].astype(jnp.float32)
+        products = tables.fact_embeddings @ tables.fact_embeddings.T
+        length = jnp.sqrt(jnp.maximum(((facts @ products) * facts).sum(-1), 0.0))
+        sets.append(WordSet(facts, tables.fact_embeddings, jnp.maximum(length, 1e-6)))
+    if goals is not None and goals.shape[-1]:
+        bits = unpack_bits(goals).astype(jnp.float32)
+        sets.append(WordSet(bits, tables.embeddings, jnp.maximum(bits.sum(-1), 1.0)))
+    return sets
+
+
 def embed_text(args: TextArgs, tables: GoalTables, scenes: jax.Array) -> jax.Array:
     """Embed scenes [N, W] uint32 as --text-observation says, [N, E] float32, or [N, 0]."""
     if args.text_observation == "caption":
@@ -284,13 +329,14 @@ def embed_goals(tables: GoalTables, goals: jax.Array) -> jax.Array:
 def grow_goals(tree: Tree, num_goals: int) -> Tree:
     """Make room for goals: pad the last axis of all leaves that have one for G up to `num_goals`.
 
-    Those are the leaves called "achieved", "suggested" or "goals": [..., G] bool, or [..., G / 32]
-    uint32. What has size zero there, or is of another type, stays as it is.
+    Those are the leaves called "suggested", "goals" or by a name that begins with "achieved":
+    [..., G] bool, or [..., G / 32] uint32. What has size zero or another type stays as it is.
     """
 
     def grow(path: tuple, leaf: jax.Array) -> jax.Array:
         name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
-        if name not in ("achieved", "achieved_before", "suggested", "goals") or not leaf.shape[-1]:
+        has_goals = name in ("suggested", "goals") or str(name).startswith("achieved")
+        if not has_goals or not leaf.shape[-1]:
             return leaf
         sizes = {np.dtype(bool): num_goals, np.dtype(np.uint32): num_goals // 32}
         more = sizes.get(leaf.dtype, 0) - leaf.shape[-1]

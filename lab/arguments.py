@@ -19,6 +19,8 @@ class RunArgs:
     total_timesteps: int = 1_500_000  # length of the training [env steps], rounded down to updates
     checkpoint_every: int = 100  # time between checkpoints [updates]; the last update has one
     evaluate_episodes: int = 64  # episodes played after the training; 0: none
+    evaluate_every: int = 0
+    """time between evaluations in held-out worlds during the training [env steps]; 0: none"""
     film: bool = True  # make film.gif of the first evaluation episode
     track: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
     compilation_cache: bool = True  # keep compiled programs in ~/.cache/ellm for the next start

@@ -24,6 +24,7 @@ from lab.run import Run, read_config, read_metrics
 from worlds.world import World
 
 CACHE = "~/.cache/ellm/xla"
+HELD_OUT = 0x4845  # seed of the worlds of evaluations, which no training shares
 
 
 def configure(args: RunArgs) -> None:
@@ -89,14 +90,29 @@ class Session:
             state, self._before = restore(self.checkpoints, self.service, init)
         self._update = int(state.update)
         self.run.truncate_after(self._update * self.args.batch_size)
-        self._ended = time.perf_counter()
+        self._ended, self._evaluating = time.perf_counter(), 0.0
         return state
 
     def updates(self) -> Iterator[int]:
         """Yield the number of each update that is left, from 1; `log` must be called in each."""
         for self._update in range(self._update + 1, self.args.num_updates + 1):
             self._began, self._compiled = time.perf_counter(), self._clock.seconds
+            self._evaluating = 0.0
             yield self._update
+
+    def evaluate(self, policy: Policy, params: Any) -> None:
+        """Evaluate in held-out worlds if --evaluate-every asks for it at this update."""
+        args, number = self.args, self._update
+        every = max(1, args.evaluate_every // args.batch_size)
+        if not args.evaluate_every or number % every:
+            return
+        jax.block_until_ready(params)
+        began, compiled = time.perf_counter(), self._clock.seconds
+        episodes, key = max(1, args.evaluate_episodes), jax.random.key(HELD_OUT)
+        statistics, _ = play(policy, self.service, params, episodes, key)
+        self.run.log_evaluation({"env_steps": number * args.batch_size, **statistics})
+        compiling = self._clock.seconds - compiled
+        self._evaluating = time.perf_counter() - began - compiling
 
     def log(self, state: Any, metrics: dict[str, Any]) -> None:
         """Write the update's line of metrics, and a checkpoint when one is due.
@@ -106,7 +122,8 @@ class Session:
         args, service, number = self.args, self.service, self._update
         metrics = jax.device_get(metrics)  # HOST WAITS for the device.
         host_seconds, self._ended = self._began - self._ended, time.perf_counter()
-        seconds = self._ended - self._began - (self._clock.seconds - self._compiled)
+        compiling = self._clock.seconds - self._compiled
+        seconds = self._ended - self._began - compiling - self._evaluating
         line = {"update": number, "env_steps": number * args.batch_size}
         line |= metrics_line(self.world, metrics) | service.metrics()
         line["time"] = {
@@ -136,7 +153,7 @@ class Session:
         shown = []
         if args.evaluate_episodes:
             self.progress.phase("evaluating")
-            key = jax.random.fold_in(jax.random.key(args.seed), 1)
+            key = jax.random.key(HELD_OUT)
             summary["evaluation"], shown = play(
                 policy, service, params, args.evaluate_episodes, key
             )
