@@ -123,7 +123,8 @@ class ToyWorld:
         return mask_of(self.facts, told)
 
     def in_view_masks(self) -> np.ndarray:
-        return np.zeros((len(self.captions), 1), np.uint32)
+        seen = {"take key": ["see key"], "open door": ["see door"]}
+        return np.stack([mask_of(FACTS, seen.get(caption, [])) for caption in self.captions])
 
     def grounding_masks(self) -> np.ndarray:
         there = ([], ["see key", "have key"], ["see door"], ["see door"])
