@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 
 from goals import embeddings, record
+from goals.arguments import GoalArgs
 from goals.closed import Closed
 from goals.model import Usage
 from goals.open_ended import OpenEnded
 from goals.packing import pack_scores
 from goals.rules import RulesForm
+from goals.service import GoalService
 from goals.store import Answer, Embedding, Store
 from lab.cli import run_cli
 from lab.errors import UserError
 from tests.helpers.scripted_model import ScriptedModel, last_line
+from tests.toy import record as toy_record
+from tests.toy.world import ToyWorld
 from worlds import make_world
 from worlds.world import WorldArgs
 
@@ -216,3 +220,27 @@ def test_the_command_line_says_it_in_one_line(tmp_path, monkeypatch, capsys):
         capsys.readouterr().err
         == "error: --form open needs --scenes: a file with one scene's sentence a line\n"
     )
+
+
+def test_the_toys_recording_is_what_its_script_writes(tmp_path):
+    name = "toy_rules_toy-model.sqlite"
+    toy_record.write(tmp_path / name)
+    recorded, written = contents(ToyWorld.recorded / name), contents(tmp_path / name)
+    assert recorded == written and set(recorded[1]) == {*ToyWorld.captions, *ToyWorld.facts}
+    assert (ToyWorld.recorded / name).stat().st_size < 200_000
+
+
+def test_a_world_of_ones_own_runs_on_its_recording(tmp_path):
+    args = GoalArgs(llm="toy-model", store=str(tmp_path / "s.sqlite"), text_observation="facts")
+    world = make_world(WorldArgs(env="tests.toy.world:ToyWorld"))
+    service = GoalService(world, args)
+    service.prepare()
+    assert "recorded answers of toy-model, nobody is asked" in service.describe()
+    assert service.usage.queries == 0 and service.store.count()["embeddings"] == 0
+    sensible = np.flatnonzero(np.asarray(service.tables.sensible)).tolist()
+    assert [service.goals[goal] for goal in sensible] == ["take key", "open door"]
+    facts = {fact: 1 << index for index, fact in enumerate(world.facts)}
+    needs, any_of = service.tables.needs[:3, 0], service.tables.any_of[:3, 0]
+    assert needs.tolist() == [0, 0, facts["have key"]]
+    assert any_of.tolist() == [0, facts["see key"], facts["see door"]]
+    service.close()
