@@ -137,14 +137,14 @@ class Rollout:
     game's own; terminated, truncated: [T, N] bool.
     """
 
-    inputs: PolicyInput
-    scenes: jax.Array
-    suggested: jax.Array
-    actions: jax.Array
     # BEGIN PPO
+    inputs: PolicyInput
     log_probs: jax.Array  # [T, N] float32
     values: jax.Array  # [T, N] float32
     # END PPO
+    scenes: jax.Array
+    suggested: jax.Array
+    actions: jax.Array
     captions: jax.Array
     rewards: jax.Array
     terminated: jax.Array
@@ -410,14 +410,14 @@ def collect_step(
 
     done = transition.terminated | transition.truncated
     step = Rollout(
-        inputs=inputs,
-        scenes=scenes if args.reads_scenes else jnp.zeros_like(scenes),
-        suggested=pack_bits(suggested if args.stores_suggestions else suggested[:, :0]),
-        actions=actions,
         # BEGIN PPO
+        inputs=inputs,
         log_probs=log_probs,
         values=values,
         # END PPO
+        scenes=scenes if args.reads_scenes else jnp.zeros_like(scenes),
+        suggested=pack_bits(suggested if args.stores_suggestions else suggested[:, :0]),
+        actions=actions,
         captions=transition.caption,
         rewards=transition.reward,
         terminated=transition.terminated,

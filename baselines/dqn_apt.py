@@ -231,7 +231,7 @@ class RunnerState:
 
 @struct.dataclass
 class Unknown:
-    """Scenes [M, W] uint32, and which the host must make known before the run goes on [M] bool."""
+    """Scenes [M, W] uint32, and which of them the host must make known, mask [M] bool."""
 
     scenes: jax.Array
     mask: jax.Array

@@ -81,7 +81,7 @@ class Args(RunArgs, WorldArgs, TextArgs):
     # BEGIN PPO
     @property
     def minibatch_size(self) -> int:
-        """Env steps per gradient step; raises UserError if the batch has no such part."""
+        """Env steps per gradient step; raises UserError if the batch cannot be divided so."""
         if self.num_minibatches < 1 or self.batch_size % self.num_minibatches:
             wrong = f"--num-minibatches {self.num_minibatches} does not divide"
             raise UserError(f"{wrong} --num-envs x --num-steps, {self.batch_size}")
@@ -157,7 +157,7 @@ class RunnerState:
 
 @struct.dataclass
 class Unknown:
-    """Scenes [M, W] uint32, and which the host must make known before the run goes on [M] bool."""
+    """Scenes [M, W] uint32, and which of them the host must make known, mask [M] bool."""
 
     scenes: jax.Array
     mask: jax.Array

@@ -1,4 +1,4 @@
-"""The scripts are parallel: what is not marked as an algorithm's own is the same text, and equal seeds give equal learners."""
+"""The scripts are parallel: what no algorithm owns is the same text; equal seeds learn equally."""
 
 import ast
 import importlib
@@ -8,23 +8,23 @@ import jax
 import numpy as np
 import pytest
 
-from tests.test_ellm_ppo import assert_equal_trees
-from tests.toy_world import ToyWorld
-from tests.training import make_args, train
+from tests.toy.world import ToyWorld
+from tests.training import assert_equal_trees, make_args, open_script, train
 
 ROOT = Path(__file__).resolve().parent.parent
 ELLM = ["ellm_ppo.py", "ellm_dqn.py"]
-BASELINES = sorted(f"baselines/{path.name}" for path in (ROOT / "baselines").glob("*.py") if path.name != "__init__.py")
+BASELINES = sorted(f"baselines/{path.name}" for path in (ROOT / "baselines").glob("[!_]*.py"))
 # Functions and classes that an ELLM script and its plain baseline share to the letter.
 TWINS = {
     ("ellm_ppo.py", "baselines/ppo.py"): (
-        *("ActorCritic", "make_optimizer", "generalised_advantages", "ppo_loss", "learn", "select", "make_args_world"),
-        *("Unknown", "batch_size", "minibatch_size", "num_updates"),
+        *("ActorCritic", "Words", "Unknown", "Batch", "make_optimizer", "empty_rollout"),
+        *("generalised_advantages", "ppo_loss", "learn"),
+        *("batch_size", "minibatch_size", "num_updates"),
     ),
     ("ellm_dqn.py", "baselines/dqn.py"): (
-        *("DuelingNetwork", "make_optimizer", "make_buffer", "empty_replay", "exploration", "choose_actions", "remember"),
-        *("n_step_returns", "gather_observations", "sample_transitions", "dqn_loss", "learn", "select", "make_args_world"),
-        *("Experience", "Replay", "Unknown", "batch_size", "gradient_steps", "target_period", "buffer_steps", "num_updates"),
+        *("DuelingNetwork", "Words", "Unknown", "make_optimizer", "empty_rollout"),
+        *("exploration", "choose_actions", "sample_batch", "dqn_loss", "learn"),
+        *("batch_size", "gradient_steps", "target_period", "buffer_steps", "num_updates"),
     ),
 }
 
@@ -34,9 +34,14 @@ def read(script: str) -> str:
 
 
 def split(source: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the lines outside of the marked regions and those of each tag; without docstring, imports and blank lines."""
+    """Return the lines outside of the marked regions, and those of each tag.
+
+    Docstring, imports, blank lines and the groups of Args are left out.
+    """
     tree = ast.parse(source)
-    first = next(node for node in tree.body[1:] if not isinstance(node, ast.Import | ast.ImportFrom))
+    first = next(
+        node for node in tree.body[1:] if not isinstance(node, ast.Import | ast.ImportFrom)
+    )
     before = max(node.end_lineno for node in tree.body if node.lineno < first.lineno)
     shared, regions, tag = [], {}, None
     for line in source.split("\n")[before:]:
@@ -47,7 +52,7 @@ def split(source: str) -> tuple[list[str], dict[str, list[str]]]:
         elif words[:2] == ["#", "END"]:
             assert words[2:] == [tag], f"a region ends that did not begin: {line}"
             tag = None
-        elif words:
+        elif words and words[:2] != ["class", "Args(RunArgs,"]:  # what follows names groups
             (shared if tag is None else regions.setdefault(tag, [])).append(line)
     assert tag is None, f"the region {tag} does not end"
     return shared, regions
@@ -61,8 +66,14 @@ def differences(sources: list[str]) -> list[str]:
         found += [f"{a!r} / {b!r}" for a, b in zip(first[0], shared, strict=False) if a != b][:1]
         found += [f"{len(first[0])} / {len(shared)} lines"] * (len(first[0]) != len(shared))
         for tag, lines in regions.items():
-            found += [f"{tag}: {a!r} / {b!r}" for a, b in zip(seen.setdefault(tag, lines), lines, strict=False) if a != b][:1]
-            found += [f"{tag}: {len(seen[tag])} / {len(lines)} lines"] * (len(seen[tag]) != len(lines))
+            found += [
+                f"{tag}: {a!r} / {b!r}"
+                for a, b in zip(seen.setdefault(tag, lines), lines, strict=False)
+                if a != b
+            ][:1]
+            found += [f"{tag}: {len(seen[tag])} / {len(lines)} lines"] * (
+                len(seen[tag]) != len(lines)
+            )
     return found
 
 
@@ -95,22 +106,19 @@ def test_one_changed_line_is_seen(scripts):
         assert differences([*sources[:-1], changed]), line
 
 
-@pytest.mark.parametrize("text", ["none", "caption"])
+@pytest.mark.parametrize("text", ["none", "caption", "facts"])
 @pytest.mark.parametrize("learner", ["ppo", "dqn"])
 def test_plain_baseline_learns_what_ellm_without_goals_learns(monkeypatch, tmp_path, learner, text):
-    ellm, plain = (importlib.import_module(name) for name in (f"ellm_{learner}", f"baselines.{learner}"))
+    names = (f"ellm_{learner}", f"baselines.{learner}")
+    ellm, plain = (importlib.import_module(name) for name in names)
     settings = {"text_observation": text, "total_timesteps": 4 * 8 * 3}
-    _, a, a_lines = train(monkeypatch, ToyWorld(), tmp_path, "ellm", None, ellm, goal_source="none", **settings)
-    _, b, b_lines = train(monkeypatch, ToyWorld(), tmp_path, "plain", None, plain, **settings)
+    world, goals = ToyWorld(), {"goal_source": "none"}
+    _, a, a_lines = train(monkeypatch, world, tmp_path, "ellm", None, ellm, **goals, **settings)
+    _, b, b_lines = train(monkeypatch, world, tmp_path, "plain", None, plain, **settings)
     assert_equal_trees(a.params, b.params)
     assert_equal_trees(a.opt_state, b.opt_state)
     assert a_lines == b_lines and len(a_lines) == 3
-    start = plain.init_state(*setup_and_tables(plain, tmp_path, **settings))
-    assert not all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (start.params, b.params)), strict=True))
-
-
-def setup_and_tables(script, folder, **fields):
-    args, world = make_args(script, folder, "start", **fields), ToyWorld()
-    service = script.make_service(args, world)
-    service.prepare()
-    return script.make_setup(args, world, service), service.tables
+    setup, service = open_script(plain, make_args(plain, tmp_path, "start", **settings), world)
+    start = jax.tree.leaves(plain.init_state(setup, service.tables).params)
+    learned = jax.tree.leaves(b.params)
+    assert not all(np.array_equal(x, y) for x, y in zip(start, learned, strict=True))

@@ -21,12 +21,14 @@ from goals.tables import (
     is_known,
     lookup,
     pack_bits,
+    read_text,
     refute_needs,
     share_unanswered,
     suggest,
     suggest_by_rules,
     suggest_by_scene,
     unpack_bits,
+    word_sets,
 )
 from tests.helpers.tables import make_tables
 from tests.toy.world import ToyWorld
@@ -191,8 +193,6 @@ def test_table_on_the_device_does_not_change_with_the_index():
 # By the arguments
 
 
-
-
 def scene_tables(**parts):
     """Return tables of the toy that know the scenes 1 and 2: [take key] in 1, no answer about 2."""
     index = SceneIndex(1, row_capacity=4)
@@ -263,11 +263,35 @@ def test_text_is_embedded_as_the_arguments_say():
         fact_embeddings=jnp.eye(2),
     )
     scenes = jnp.asarray([[2], [3]], jnp.uint32)
-    assert embed_text(TextArgs(), tables, scenes).shape == (2, 0)
+    none = TextArgs(text_observation="none")
+    assert embed_text(none, tables, scenes).shape == (2, 0)
     caption = embed_text(TextArgs(text_observation="caption"), tables, scenes)
     assert caption.tolist() == [[3.0, 4.0], [0.0, 0.0]]
     facts = embed_text(TextArgs(text_observation="facts"), tables, scenes)
     np.testing.assert_array_equal(facts, embed_facts(tables, scenes))
+
+
+@pytest.mark.parametrize("text", ["none", "caption", "facts"])
+def test_what_a_policy_reads_as_bits_has_the_embeddings_of_its_texts(text):
+    """A layer on the bits is one on the embeddings, up to rounding."""
+    rng = np.random.default_rng(0)
+    tables = scene_tables(
+        text_embeddings=jnp.asarray(rng.normal(size=(4, 6)), jnp.float32),
+        fact_embeddings=jnp.asarray(rng.normal(size=(7, 6)), jnp.float32),
+        embeddings=jnp.asarray(rng.normal(size=(32, 6)), jnp.float32),
+    )
+    args = TextArgs(text_observation=text)
+    scenes = jnp.asarray([[2], [0b1000010], [0], [99]], jnp.uint32)
+    goals = jnp.asarray(rng.random((4, 32)) < 0.2).at[1].set(False)
+    weights = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
+    sets = word_sets(tables, read_text(args, tables, scenes), pack_bits(goals))
+    layers = [s.bits @ (s.embeddings @ weights) / s.scale[:, None] for s in sets]
+    expected = [embed_text(args, tables, scenes) @ weights] if text != "none" else []
+    expected.append(embed_goals(tables, goals) @ weights)
+    assert len(layers) == len(expected)
+    for layer, plain in zip(layers, expected, strict=True):
+        np.testing.assert_allclose(layer, plain, atol=1e-5)
+    assert len(word_sets(tables, read_text(args, tables, scenes))) == len(layers) - 1
 
 
 @struct.dataclass
