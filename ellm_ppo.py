@@ -118,8 +118,8 @@ class PolicyInput:
     """What the policy reads, of any leading shape; what is switched off has size zero.
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
-    text: [..., W] uint32, the scene's facts, or [..., 1] int32, the row of its caption's embedding;
-    goals: [..., G / 32] uint32, suggested and not yet reached, packed.
+    text: [..., W] uint32, the scene whose words are read; goals: [..., G / 32] uint32, suggested
+    and not yet reached, packed.
     """
 
     observation: jax.Array
@@ -377,7 +377,7 @@ def read(
     inputs = PolicyInput(
         observation=jax.vmap(world.observe)(moment.states),
         captions_so_far=captions if args.caption_memory else captions[:, :0],
-        text=read_text(args, tables, scenes),
+        text=read_text(args, scenes),
         goals=pack_bits(goals if args.reads_goals else goals[:, :0]),
     )
     return inputs, scenes, suggested

@@ -156,7 +156,7 @@ class PolicyInput:
     """What the policy reads, of any leading shape; an input that is switched off has size zero.
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
-    text: [..., W] uint32, the scene's facts, or [..., 1] int32, the row of its caption's embedding.
+    text: [..., W] uint32, the scene whose words are read.
     """
 
     observation: jax.Array
@@ -392,7 +392,7 @@ def read(setup: Setup, tables: GoalTables, moment: Moment) -> tuple[PolicyInput,
     inputs = PolicyInput(
         observation=jax.vmap(world.observe)(moment.states),
         captions_so_far=captions if args.caption_memory else captions[:, :0],
-        text=read_text(args, tables, scenes),
+        text=read_text(args, scenes),
     )
     return inputs, scenes
 

@@ -265,15 +265,15 @@ class GoalService:
 
     # IN THE BACKGROUND
 
-    def finish(self, drain: bool) -> None:
+    def finish(self) -> None:
         """End the asking in the background.
 
-        With `drain` not before all that waits is answered or the budget spent. Raises UserError if
-        the model fails.
+        With --on-exit drain not before all that waits is answered or the budget spent. Raises
+        UserError if the model fails.
         """
         if self.background is None:
             return
-        if drain:
+        if self.args.on_exit == "drain":
             self.background.start(self._asker.left)
             while not self.background.wait(PROGRESS_SECONDS):
                 self._take()

@@ -269,32 +269,26 @@ class WordSet:
     scale: jax.Array
 
 
-def read_text(args: TextArgs, tables: GoalTables, scenes: jax.Array) -> jax.Array:
-    """Return what a policy keeps of the text of scenes [N, W] uint32, as --text-observation says.
-
-    facts: the scenes themselves; caption: rows of the embeddings, [N, 1] int32; none: [N, 0].
-    """
-    if args.text_observation == "caption":
-        return lookup(tables.text_rows, scenes)[:, None]
-    return scenes if args.text_observation == "facts" else scenes[:, :0]
+def read_text(args: TextArgs, scenes: jax.Array) -> jax.Array:
+    """Return what a policy keeps of the text of scenes [N, W] uint32: the scenes, or [N, 0]."""
+    return scenes if args.text_observation != "none" else scenes[:, :0]
 
 
 def word_sets(tables: GoalTables, text: jax.Array, goals: jax.Array | None = None) -> list[WordSet]:
-    """Return the sets to embed: text [B, ...] as `read_text` gives it, goals [B, G / 32] uint32.
+    """Return the sets to embed of B texts and goals; what has size zero gives none.
 
-    What has size zero gives none. The means are those of `embed_text` and `embed_goals`.
+    text: scenes [B, W] uint32, of which the tables embed the facts or the whole caption; goals:
+    [B, G / 32] uint32. The means are those of `embed_text` and `embed_goals`.
     """
-    sets = []
-    if text.shape[-1] and text.dtype == jnp.int32:
-        known = (text >= 0).astype(jnp.float32)
-        vectors = tables.text_embeddings[text[:, 0]] * known
-        identity = jnp.eye(vectors.shape[-1])
-        sets.append(WordSet(vectors, identity, jnp.ones(len(text))))
+    sets, facts = [], tables.fact_embeddings
+    if text.shape[-1] and len(facts):
+        bits = unpack_bits(text)[:, : len(facts)].astype(jnp.float32)
+        length = jnp.sqrt(jnp.maximum(((bits @ (facts @ facts.T)) * bits).sum(-1), 0.0))
+        sets.append(WordSet(bits, facts, jnp.maximum(length, 1e-6)))
     elif text.shape[-1]:
-        facts = unpack_bits(text)[:, : len(tables.fact_embeddings)].astype(jnp.float32)
-        products = tables.fact_embeddings @ tables.fact_embeddings.T
-        length = jnp.sqrt(jnp.maximum(((facts @ products) * facts).sum(-1), 0.0))
-        sets.append(WordSet(facts, tables.fact_embeddings, jnp.maximum(length, 1e-6)))
+        rows = lookup(tables.text_rows, text)
+        vectors = jnp.where((rows >= 0)[:, None], tables.text_embeddings[rows], 0.0)
+        sets.append(WordSet(vectors, jnp.eye(vectors.shape[-1]), jnp.ones(len(text))))
     if goals is not None and goals.shape[-1]:
         bits = unpack_bits(goals).astype(jnp.float32)
         sets.append(WordSet(bits, tables.embeddings, jnp.maximum(bits.sum(-1), 1.0)))

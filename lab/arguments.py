@@ -15,7 +15,7 @@ class RunArgs:
 
     seed: int = 1  # seed of everything random
     run_dir: str | None = None
-    """directory of the run; a run of the same configuration is resumed; default: new, under runs/"""
+    """directory of the run, resumed if it has the same configuration; default: new, under runs/"""
     total_timesteps: int = 1_500_000  # length of the training [env steps], rounded down to updates
     checkpoint_every: int = 100  # time between checkpoints [updates]; the last update has one
     evaluate_episodes: int = 64  # episodes played after the training; 0: none

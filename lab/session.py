@@ -95,10 +95,11 @@ class Session:
 
     def updates(self) -> Iterator[int]:
         """Yield the number of each update that is left, from 1; `log` must be called in each."""
-        for self._update in range(self._update + 1, self.args.num_updates + 1):
+        for number in range(self._update + 1, self.args.num_updates + 1):
+            self._update = number
             self._began, self._compiled = time.perf_counter(), self._clock.seconds
             self._evaluating = 0.0
-            yield self._update
+            yield number
 
     def evaluate(self, policy: Policy, params: Any) -> None:
         """Evaluate in held-out worlds if --evaluate-every asks for it at this update."""
@@ -147,7 +148,7 @@ class Session:
     def finish(self, policy: Policy, params: Any) -> dict[str, Any]:
         """Evaluate, film and report; return the content of summary.json."""
         args, service, path = self.args, self.service, self.run.path
-        service.finish(drain=getattr(args, "on_exit", "discard") == "drain")
+        service.finish()
         summary = summarise(read_metrics(path), self.world)
         learning_curve(path, path / "curve.png")
         shown = []

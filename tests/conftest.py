@@ -1,4 +1,4 @@
-"""Settings and shared fixtures: CPU, no network, strict shapes, compiled things kept between runs."""
+"""Settings of all tests: CPU, no network, strict shapes, compiled programs kept between runs."""
 
 import os
 

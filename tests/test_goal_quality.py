@@ -37,10 +37,14 @@ def sample_of(packed, shares):
 
 def test_grades_by_hand():
     grades = goal_quality.grade(SUGGESTED, SHARES, np.ones(2))
-    assert grades == pytest.approx({"precision": 1.5 / 3, "recall": 1.5 / 2.5, "f1": 3 / 5.5, "goals_per_scene": 1.5})
+    assert grades == pytest.approx(
+        {"precision": 1.5 / 3, "recall": 1.5 / 2.5, "f1": 3 / 5.5, "goals_per_scene": 1.5}
+    )
     # The second scene, three times as heavy, adds three wrong suggestions and misses three.
     grades = goal_quality.grade(SUGGESTED, SHARES, WEIGHTS)
-    assert grades == pytest.approx({"precision": 1.5 / 5, "recall": 1.5 / 4.5, "f1": 3 / 9.5, "goals_per_scene": 5 / 4})
+    assert grades == pytest.approx(
+        {"precision": 1.5 / 5, "recall": 1.5 / 4.5, "f1": 3 / 9.5, "goals_per_scene": 5 / 4}
+    )
 
 
 def test_nothing_suggested_has_no_precision():
@@ -65,7 +69,9 @@ def test_the_error_is_that_of_the_draw():
     suggested, shares = np.ones((400, 1), bool), np.repeat([[0.0], [1.0]], 200, axis=0)
     # F1 = 2p / (1 + p) has the slope 2 / (1 + p)^2; p is a mean of 400 coins.
     expected = 2 / 1.5**2 * 0.5 / np.sqrt(400)
-    assert goal_quality.f1_error(suggested, shares, np.ones(400)) == pytest.approx(expected, rel=0.1)
+    assert goal_quality.f1_error(suggested, shares, np.ones(400)) == pytest.approx(
+        expected, rel=0.1
+    )
     assert goal_quality.f1_error(suggested, np.ones((400, 1)), np.ones(400)) == pytest.approx(0.0)
 
 
@@ -78,16 +84,23 @@ def test_references_know_what_they_say_they_know():
     found = goal_quality.references(world, sample_of(packed, shares))
 
     def goals(name, row):
-        return {caption for caption, yes in zip(world.captions, found[name][row], strict=True) if yes}
+        return {
+            caption for caption, yes in zip(world.captions, found[name][row], strict=True) if yes
+        }
 
     assert goals("all goals", 0) == set(world.captions[1:])
     makeable = {
-        c for c in world.captions if c.startswith(("make ", "place ")) and c.endswith(("pickaxe", "sword", "table", "furnace"))
+        c
+        for c in world.captions
+        if c.startswith(("make ", "place "))
+        and c.endswith(("pickaxe", "sword", "table", "furnace"))
     }
     cow = {f"{verb} cow" for verb in ("mine", "eat", "attack", "chop", "drink", "place", "make")}
     assert goals("grounded", 0) == makeable | cow | {"sleep"}
     assert goals("in view", 0) == cow - {"place cow", "make cow"}
-    assert {"chop tree", "eat stone pickaxe"} < goals("in view", 1) and "sleep" not in goals("in view", 1)
+    assert {"chop tree", "eat stone pickaxe"} < goals("in view", 1) and "sleep" not in goals(
+        "in view", 1
+    )
     assert goals("in view, pairs given", 0) == {"eat cow", "attack cow"}
     assert goals("in view, pairs given", 1) == {"chop tree"}
     assert goals("all goals, pairs given", 1) == set(EFFECTS)
@@ -113,12 +126,15 @@ def test_shipped_scenes_are_whole_and_their_splits_share_nothing():
     sets = scenes.load(path, world)
     assert path.stat().st_size < 500_000 and len(sets.calibration) == 256
     compact = [
-        set(map(bytes, part & world.prompt_mask("compact"))) for part in (sets.dev.scenes, sets.test.scenes, sets.calibration)
+        set(map(bytes, part & world.prompt_mask("compact")))
+        for part in (sets.dev.scenes, sets.test.scenes, sets.calibration)
     ]
     assert not (compact[0] & compact[1] or compact[0] & compact[2] or compact[1] & compact[2])
     never = ~goal_quality.possible_captions(world)
     for sample in (sets.dev, sets.test):
-        assert ((sample.shares >= 0) & (sample.shares <= 1)).all() and not sample.shares[:, never].any()
+        assert ((sample.shares >= 0) & (sample.shares <= 1)).all() and not sample.shares[
+            :, never
+        ].any()
         for source in sets.header["sources"]:
             mine = sample.sources == source
             assert len(np.unique(sample.scenes[mine], axis=0)) == mine.sum() == 150
@@ -137,7 +153,9 @@ def test_scenes_that_do_not_fit_are_refused(tmp_path):
 
 def test_equal_scenes_are_merged():
     packed = np.array([[1, 2], [3, 4], [1, 2]], np.uint32)
-    merged = scenes.count(packed, np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]), np.array([3, 1, 1]))
+    merged = scenes.count(
+        packed, np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]), np.array([3, 1, 1])
+    )
     assert merged.scenes.tolist() == [[1, 2], [3, 4]] and merged.visits.tolist() == [4, 1]
     np.testing.assert_allclose(merged.shares, [[0.75, 0.0], [1.0, 1.0]])
 
@@ -146,10 +164,20 @@ def test_sampling_plays_a_run(tmp_path, monkeypatch):
     world = ToyWorld()
     train(monkeypatch, world, tmp_path, "oracle", goal_source="oracle", total_timesteps=64)
     out, visited = tmp_path / "scenes.npz", tmp_path / "visited.npz"
-    args = scenes.Args(run_dirs=(tmp_path / "oracle",), steps=200, num_worlds=8, scenes_per_split=9, out=out, visited=visited)
+    args = scenes.Args(
+        run_dirs=(tmp_path / "oracle",),
+        steps=200,
+        num_worlds=8,
+        scenes_per_split=9,
+        out=out,
+        visited=visited,
+    )
     scenes.main(args)
     sets = scenes.load(out, world)
-    assert sets.header["sources"]["oracle"]["steps"] >= 200 and sets.header["sources"]["random"]["steps"] >= 100
+    assert (
+        sets.header["sources"]["oracle"]["steps"] >= 200
+        and sets.header["sources"]["random"]["steps"] >= 100
+    )
     packed = np.concatenate([sets.dev.scenes, sets.test.scenes])[:, 0]
     shares = np.concatenate([sets.dev.shares, sets.test.shares])
     assert set(np.concatenate([sets.dev.sources, sets.test.sources])) == {"oracle", "random"}
@@ -163,7 +191,9 @@ def test_sampling_plays_a_run(tmp_path, monkeypatch):
         assert visits.sum() == sum(source["steps"] for source in sets.header["sources"].values())
         assert (np.diff(visits) <= 0).all() and (file["scenes"] < 8).all()
     with pytest.raises(UserError, match="two runs are called oracle"):
-        scenes.main(scenes.Args(run_dirs=(tmp_path / "oracle",) * 2, steps=2, num_worlds=2, out=out))
+        scenes.main(
+            scenes.Args(run_dirs=(tmp_path / "oracle",) * 2, steps=2, num_worlds=2, out=out)
+        )
 
 
 @pytest.fixture
@@ -175,7 +205,11 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setitem(goal_quality.POSSIBLE, "toy", ("take key", "open door"))
     prompt = tmp_path / "toy_open_v1.txt"
     prompt.write_text(PROMPT, encoding="utf-8")
-    names = (["see key", "stand at 0"], ["have key", "stand at 1"], ["have key", "see door", "stand at 3"])
+    names = (
+        ["see key", "stand at 0"],
+        ["have key", "stand at 1"],
+        ["have key", "see door", "stand at 3"],
+    )
     packed = np.array([pack(FACTS, facts) for facts in names], np.uint32)
     arrays = {
         "scenes": packed,
@@ -185,8 +219,13 @@ def toy(tmp_path, monkeypatch):
         "sources": np.zeros(3, np.uint8),
     }
     header = {"sources": {"random": {}}, "captions": world.captions, "facts": world.facts}
-    arrays = {f"{split}_{name}": values for split in scenes.LABELLED for name, values in arrays.items()}
-    scenes.save(tmp_path / "toy.npz", {"header": np.array(json.dumps(header)), "calibration": packed, **arrays})
+    arrays = {
+        f"{split}_{name}": values for split in scenes.LABELLED for name, values in arrays.items()
+    }
+    scenes.save(
+        tmp_path / "toy.npz",
+        {"header": np.array(json.dumps(header)), "calibration": packed, **arrays},
+    )
     args = goal_quality.Args(
         llm="table",
         forms=("open",),
@@ -202,13 +241,20 @@ def test_a_model_is_asked_once_and_graded_as_a_run_would_see_it(toy, tmp_path, c
     args, model = toy
     results = goal_quality.main(args)
     assert len(model.prompts) == 3 and results["asked"]["open"]["usage"]["queries"] == 3
-    alone, grounded = (results["forms"][f"open, {kind}"]["by_visits"] for kind in ("alone", "grounded"))
+    alone, grounded = (
+        results["forms"][f"open, {kind}"]["by_visits"] for kind in ("alone", "grounded")
+    )
     # take key | open door, kick wall | open door, kick wall; and in every scene a song, which is no caption.
     assert (alone["precision"], alone["recall"]) == (pytest.approx(2 / 5), 1.0)
-    assert alone["classes"] == pytest.approx({"good": 2 / 8, "not now": 1 / 8, "never": 2 / 8, "no pair": 3 / 8})
+    assert alone["classes"] == pytest.approx(
+        {"good": 2 / 8, "not now": 1 / 8, "never": 2 / 8, "no pair": 3 / 8}
+    )
     # Far from the door there is none to open.
     assert (grounded["precision"], grounded["recall"]) == (pytest.approx(2 / 3), 1.0)
-    assert results["forms"]["open, alone"]["goals"]["open door"] == {"precision": 0.5, "recall": 1.0}
+    assert results["forms"]["open, alone"]["goals"]["open door"] == {
+        "precision": 0.5,
+        "recall": 1.0,
+    }
     assert results["references"]["grounded"]["by_visits"]["precision"] == pytest.approx(2 / 5)
     assert "open, grounded" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -223,7 +269,11 @@ def test_results_of_the_same_scenes_are_compared(toy, tmp_path):
     goal_quality.main(goal_quality.Args(compare=(tmp_path / "results.json",) * 2, out=both))
     assert both.with_suffix(".png").stat().st_size > 10_000
     with pytest.raises(UserError, match="not of the same scenes"):
-        goal_quality.main(goal_quality.Args(compare=(tmp_path / "results.json", tmp_path / "fewer.json"), out=both))
+        goal_quality.main(
+            goal_quality.Args(
+                compare=(tmp_path / "results.json", tmp_path / "fewer.json"), out=both
+            )
+        )
 
 
 def test_flags_that_say_nothing_are_refused(toy):
@@ -240,8 +290,17 @@ def test_flags_that_say_nothing_are_refused(toy):
 
 def test_what_runs_get_is_what_is_graded():
     args = goal_quality.run_args(goal_quality.Args(llm="x", prompt_scope="compact"), "open")
-    assert (args.goal_source, args.goal_form, args.llm, args.prompt_scope) == ("llm", "open", "x", "compact")
+    assert (args.goal_source, args.goal_form, args.llm, args.prompt_scope) == (
+        "llm",
+        "open",
+        "x",
+        "compact",
+    )
     world = make_world("crafter")
     alone = goal_quality.Ungrounded(world)
-    assert alone.captions is world.captions and not alone.grounding_masks().any() and not alone.in_view_masks().any()
+    assert (
+        alone.captions is world.captions
+        and not alone.grounding_masks().any()
+        and not alone.in_view_masks().any()
+    )
     assert world.grounding_masks().any() and jnp.any(world.in_view_masks())

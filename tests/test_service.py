@@ -48,7 +48,8 @@ def make_service(monkeypatch, tmp_path):
         prompt = tmp_path / "toy_open_v1.txt"
         prompt.write_text(PROMPT, encoding="utf-8")
         monkeypatch.setattr(goals.sources, "load_language_model", lambda spec, **kwargs: model)
-        fields = {"goal_form": "open", "llm": "table", "prompt": str(prompt)}
+        fields = {"goal_form": "open", "llm": "table", "prompt": str(prompt), "on_exit": "drain"}
+        fields |= {"goal_conditioned": False, "text_observation": "none"}
         fields |= {"store": str(tmp_path / "store.sqlite")}
         args = GoalArgs(**{**fields, **options})
         service = GoalService(world or Elsewhere(), args)
@@ -139,7 +140,7 @@ def test_recorded_answers_need_no_thread(make_service, tmp_path):
     options = {"llm": str(tmp_path / "recorded.sqlite"), "resolve": "async"}
     service = make_service(None, **options)
     assert observe(service, SCENES) and None not in suggested(service, SCENES)
-    service.finish(drain=True)
+    service.finish()
     with pytest.raises(UserError, match="no stored answer of table for 8 question"):
         observe(service, SCENES + 32)
     lenient = make_service(None, on_missing="no-goals", **options)
@@ -162,7 +163,7 @@ def test_what_waits_is_in_the_checkpoint_with_its_visits(make_service):
     assert (
         None not in suggested(resumed, SCENES[:6]) and resumed.queue_length == 1
     )  # answered since the checkpoint
-    resumed.finish(drain=True)
+    resumed.finish()
     assert None not in suggested(resumed, SCENES[7:]) and len(again.prompts) == 1
     observe(service, SCENES[:1])
     done = json.loads(json.dumps(service.state()))
@@ -218,7 +219,7 @@ def test_budget_is_the_most_that_is_asked_before_and_after_a_checkpoint(make_ser
     later = make_service(model, llm_budget=5, resolve="async")
     later.restore(resumed.state())
     observe(later, SCENES + 16)
-    later.finish(drain=True)
+    later.finish()
     assert len(model.prompts) == 5 and later.queue_length == 6
 
 
@@ -231,7 +232,7 @@ def test_drain_asks_all_that_waits_and_shows_it_and_discard_ends_after_the_batch
     observe(service, np.arange(1, 31, dtype=np.uint32)[:, None])
     assert model.asked.wait(PATIENCE)
     service.on_progress = lambda waiting: (shown.append(waiting), model.allowed.set())
-    service.finish(drain=True)
+    service.finish()
     assert (
         shown[0] == 30
         and sorted(shown, reverse=True) == shown
@@ -239,10 +240,10 @@ def test_drain_asks_all_that_waits_and_shows_it_and_discard_ends_after_the_batch
     )
     assert service.tables.answered.sum() == 30
     model = SlowModel()
-    service = make_service(model, resolve="async")
+    service = make_service(model, resolve="async", on_exit="discard")
     observe(service, np.arange(31, 61, dtype=np.uint32)[:, None])
     assert model.asked.wait(PATIENCE)
-    service.finish(drain=False)
+    service.finish()
     model.allowed.set()
     service.background.join()
     assert len(model.prompts) == FIRST_BATCH and not service.background.is_alive
@@ -252,7 +253,7 @@ def test_a_model_that_dies_while_draining_is_an_error(make_service):
     service = make_service(DyingModel(), resolve="async")
     observe(service, np.arange(1, 31, dtype=np.uint32)[:, None])
     with pytest.raises(UserError, match="background ended .the server is gone."):
-        service.finish(drain=True)
+        service.finish()
     assert service.num_scenes == FIRST_BATCH
 
 
@@ -334,7 +335,7 @@ def test_forms_are_of_one_shape(make_service, monkeypatch):
     assert suggested(service, SCENES[:2]) == [{"take key", "kick wall"}, {"open door"}]
     in_background = make_service(model, goal_form="closed", resolve="async")
     assert observe(in_background, SCENES[:3]) and model.prompts.count("calibration") == 1
-    in_background.finish(drain=True)
+    in_background.finish()
     assert (
         suggested(in_background, SCENES[:3])[2] == {"take key", "kick wall"}
         and len(model.prompts) == 4

@@ -1,4 +1,4 @@
-"""Train on the toy world in a process of its own, to be killed: python -m tests.train_toy FOLDER NAME."""
+"""Train on the toy in a process of its own, to be killed: python -m tests.train_toy DIR NAME."""
 
 import sys
 from pathlib import Path

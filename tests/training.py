@@ -21,6 +21,7 @@ from lab.run import Run, read_metrics
 from tests.helpers.table_model import PROMPT
 
 TINY = {
+    "env": "tests.toy.world:ToyWorld",
     "num_envs": 4,
     "num_steps": 8,
     "num_minibatches": 2,
