@@ -1,82 +1,144 @@
-"""Draw and tabulate results/pretraining/runs.jsonl, which benchmarks/pretraining.py writes: python benchmarks/figures.py.
+"""Draw and tabulate the rows that benchmarks.pretraining writes: python -m benchmarks.figures.
 
-Writes curves.png, dqn.png, long.png, pixels.png (those that have rows), success_rates.png, table.json and table.md beside it.
-Statistics as rliable has them (Agarwal et al., 2021), by scipy: the unit is the seed; a point is the interquartile mean over seeds,
-an interval the 95% percentile bootstrap of it. `NOTES` says what that means with few seeds.
+Beside runs.jsonl it writes table.json, table.md and the pictures that have rows: curves.png,
+dqn.png, standard.png, long.png, pixels.png, success_rates.png. In README.md and docs/ it rewrites
+the tables that stand between `<!-- BEGIN table NAME -->` and `<!-- END table NAME -->`; that of
+accelerators is made of results/accelerator*.json. Statistics as rliable has them (Agarwal et al.,
+2021), by scipy: the unit is the seed; a point is the interquartile mean over seeds, an interval the
+95% percentile bootstrap of it. `NOTES` says what that means with few seeds. S seeds, P points.
 """
 
 import dataclasses
 import itertools
-import sys
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.pretraining import BIN, METHODS, ROWS, read_rows  # noqa: E402
-from lab.cli import run_cli  # noqa: E402
-from lab.errors import UserError  # noqa: E402
-from lab.plots import COLOURS, DASHES, FAINT, INK, SMOOTHING, finish_axes, save_figure, smooth  # noqa: E402
-from lab.run import write_json, write_text  # noqa: E402
+from benchmarks.origin import RESULTS, ROOT
+from benchmarks.pretraining import BIN, METHODS, ROWS, Group, read_rows
+from lab.cli import run_cli
+from lab.errors import UserError
+from lab.plots import COLOURS, DASHES, FAINT, INK, SMOOTHING, finish_axes, save_figure, smooth
+from lab.run import read_json, write_json, write_text
 
 RESAMPLES, POINTS = 5_000, 100  # draws of a bootstrap; points of a drawn curve
 
-# The panels of curves.png. `grounded` is not drawn: in the paper's regime it is novelty, number for number.
+# The panels of curves.png.
 SOURCES = (
-    *("oracle", "extrinsic", "ellm-rules-1.5b", "ellm-rules-270m", "ellm-open-1.5b", "ellm-open-270m"),
-    *("novelty", "uniform", "rnd", "noveld", "apt", "random"),
+    *("oracle", "ellm", "ellm-270m", "ellm-lists", "ellm-lists-270m", "game", "grounded"),
+    *("novelty", "novelty-paper", "uniform", "rnd", "noveld", "apt", "random"),
 )
 INPUTS = (
-    *("oracle", "oracle-goals"),
-    *("ellm-rules-1.5b", "ellm-rules-1.5b-goals", "ellm-rules-1.5b-text", "ellm-rules-1.5b-goals-text"),
-    *("rnd", "rnd-text", "apt", "apt-text"),
+    *("oracle", "oracle-blind", "ellm", "ellm-goals", "ellm-scene", "ellm-blind"),
+    *("rnd", "rnd-blind", "apt", "apt-blind"),
 )
 # Numbers of colour and dashes: one look for a method in all pictures, one colour for a family.
 STYLES = {
-    **{"oracle": (6, 0), "oracle-goals": (6, 3), "extrinsic": (6, 1), "extrinsic-lr3e-4": (6, 2), "random": (6, 2)},
-    **{"ellm-rules-1.5b": (0, 0), "ellm-rules-270m": (0, 1), "ellm-open-1.5b": (5, 0), "ellm-open-270m": (5, 1)},
-    **{"ellm-rules-1.5b-goals": (4, 0), "ellm-rules-1.5b-text": (4, 1), "ellm-rules-1.5b-goals-text": (4, 3)},
-    "ellm-rules-1.5b-mended": (0, 2),
-    **{"novelty": (2, 0), "uniform": (2, 1), "rnd": (1, 0), "noveld": (1, 1), "rnd-text": (1, 2)},
-    **{"apt": (3, 0), "apt-text": (3, 2), "apt-coef0.02": (3, 1)},
+    **{"oracle": (6, 0), "game": (6, 1), "game-lr3e-4": (6, 2), "random": (6, 2)},
+    **{"oracle-blind": (6, 3), "ellm": (0, 0), "ellm-270m": (0, 1), "ellm-game": (0, 2)},
+    **{"ellm-lists": (5, 0), "ellm-lists-270m": (5, 1)},
+    **{"ellm-goals": (4, 0), "ellm-scene": (4, 1), "ellm-blind": (4, 3)},
+    **{"novelty": (2, 0), "novelty-paper": (2, 1), "uniform": (2, 2), "grounded": (2, 3)},
+    **{"rnd": (1, 0), "noveld": (1, 1), "rnd-blind": (1, 2), "apt": (3, 0), "apt-blind": (3, 2)},
 }
-# What the paper claims: the first is better than the second.
+# What should hold, by the paper or by what we add to it: the first is better than the second.
 CLAIMS = (
-    ("oracle", "ellm-rules-1.5b"),
-    ("oracle-goals", "ellm-rules-1.5b-goals"),
-    *((f"ellm-rules-1.5b-{read}", "ellm-rules-1.5b") for read in ("goals", "text", "goals-text")),
-    *(("ellm-rules-1.5b", other) for other in ("grounded", "novelty", "uniform", "rnd", "apt")),
-    ("dqn-oracle", "dqn-ellm-rules-1.5b"),
-    *(("dqn-ellm-rules-1.5b", other) for other in ("dqn-novelty", "dqn-rnd")),
+    ("oracle", "ellm"),
+    ("oracle-blind", "ellm-blind"),
+    *((reader, "ellm-blind") for reader in ("ellm", "ellm-goals", "ellm-scene")),
+    *(("ellm", other) for other in ("game", "grounded", "novelty", "uniform", "rnd", "apt")),
+    ("dqn-oracle", "dqn-ellm"),
+    *(("dqn-ellm", other) for other in ("dqn-novelty", "dqn-rnd")),
+    ("standard-oracle", "standard-ellm"),
+    ("standard-ellm", "standard-novelty"),
+    ("standard-ellm-game", "standard-game"),
 )
+# The rows of the README's table.
+HEADLINE = {
+    "oracle": "goals from the true prerequisites",
+    "ellm": "goals of a 1.5B model (the default)",
+    "ellm-blind": "the same goals; the policy reads neither goals nor scene",
+    "ellm-lists": "lists of the 1.5B model for each scene, the paper's form",
+    "game": "the game's own reward",
+    "novelty": "any caption new in the episode",
+    "rnd": "prediction error",
+    "random": "nothing: random actions",
+}
 NOTES = (
-    "A score is achievements per episode, of 22, mean over the episodes that ended in the last 5% of a run.",
-    "The unit is the seed. IQM: interquartile mean over seeds; of three values it cuts none and is their mean.",
-    "Interval: 95% percentile bootstrap over seeds. With three seeds it is exactly the range from the lowest to the highest of "
-    "them, and covers the median of all seeds three times in four, not 95%; with one seed there is none.",
-    "Evaluation: episodes played after training, mean over seeds; its standard error is that of the episodes, given the trained "
-    "policies, and says nothing of other seeds.",
-    "P(X > Y): share of the pairs of one seed of each in which X is higher, ties by half. Between two equal methods with three "
-    "seeds each it is 1 once in twenty times.",
+    "A score is achievements per episode, of 22, mean over the episodes that ended in the last 5% "
+    "of a run.",
+    "The unit is the seed. IQM: interquartile mean over seeds; of three values it cuts none and is "
+    "their mean.",
+    "Interval: 95% percentile bootstrap over seeds. With three seeds it is exactly the range from "
+    "the lowest to the highest of them, and covers the median of all seeds three times in four, "
+    "not 95%; with one seed there is none.",
+    "Evaluation: held-out episodes, played after training in fresh worlds, mean over seeds; its "
+    "standard error is that of the episodes, given the trained policies, and says nothing of other "
+    "seeds. Crafter score and percent of the largest reward are the evaluation's.",
+    "Crafter score: exp(mean over 22 achievements of ln(1 + success rate in %)) - 1. That of the "
+    "first million is over all training episodes of the first 1M env steps, as the public "
+    "scoreboard counts; reward and percent of it are the evaluation's in our lines.",
+    "P(X > Y): share of the pairs of one seed of each in which X is higher, ties by half. Between "
+    "two equal methods with three seeds each it is 1 once in twenty times.",
 )
+NOT_RUN = "Not yet run."
+
+
+class Published(NamedTuple):
+    """A public result in the standard regime: reward of 22, percent of it, Crafter score in %."""
+
+    agent: str
+    source: str
+    env_steps: str
+    reward: float | None = None
+    percent_of_max: float | None = None
+    crafter_score: float | None = None
+
+
+SCOREBOARD, CRAFTAX = "Crafter scoreboard", "Craftax-Classic, TWM paper"
+PUBLISHED = (
+    Published("human", SCOREBOARD, "", 14.3, None, 50.5),
+    Published("DLLM", "DLLM paper", "5M", None, None, 38.1),
+    Published("SPRING (a language model plays)", SCOREBOARD, "0", 12.3, None, 27.3),
+    Published("DLLM", "DLLM paper", "1M", None, None, 26.4),
+    Published("Achievement Distillation", SCOREBOARD, "1M", 12.6, None, 21.8),
+    Published("Causal-aware LLMs", "Causal-aware LLMs paper", "1M", None, None, 18.9),
+    Published("AdaRefiner", "AdaRefiner paper", "1M", None, None, 15.8),
+    Published("PPO (ResNet)", SCOREBOARD, "1M", 10.3, None, 15.6),
+    Published("DreamerV3", SCOREBOARD, "1M", 11.7, None, 14.5),
+    Published("PPO", SCOREBOARD, "1M", 4.2, None, 4.6),
+    Published("Rainbow", SCOREBOARD, "1M", 6.0, None, 4.3),
+    Published("Plan2Explore, no reward", SCOREBOARD, "1M", 2.1, None, 2.1),
+    Published("RND, no reward", SCOREBOARD, "1M", 0.7, None, 2.0),
+    Published("random", SCOREBOARD, "0", 2.1, None, 1.6),
+    Published("ELLM (139 actions, 400 steps)", SCOREBOARD, "5M", 6.0),
+    Published("TWM", CRAFTAX, "1M", None, 69.7),
+    Published("human", CRAFTAX, "", None, 65.0),
+    Published("DreamerV3", CRAFTAX, "1M", None, 53.2),
+)
+
+Rows = Sequence[Mapping[str, Any]]  # of one method, one a seed
+Methods = Mapping[str, Rows]
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Redraw everything from the rows."""
 
-    results: Path = ROOT / "results" / "pretraining"
+    results: Path = RESULTS / "pretraining"
     """folder of runs.jsonl, and of what is written"""
+    pages: Path | None = None
+    """folder of README.md and docs/ whose tables are rewritten; default: the repository's if the
+    results are"""
 
 
-# ----------------------------------------------------------------------------------------------------------------- statistics
+# -------------------------------------------------------------------------------------- statistics
 
 
 def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -85,12 +147,18 @@ def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def interval(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the 95% percentile bootstrap of the interquartile mean over seeds, or None with one seed; scores: [S, ...]."""
+    """Return the 95% percentile bootstrap of the interquartile mean over seeds, [S, ...].
+
+    None with one seed.
+    """
     return _bootstrap((scores,), iqm)
 
 
 def difference_interval(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the 95% percentile bootstrap of the difference of means, seeds [S] and [S'] drawn apart; None if either is one."""
+    """Return the 95% percentile bootstrap of the difference of means, None if either has one seed.
+
+    The seeds, [S] and [S'], are drawn apart.
+    """
     return _bootstrap((x, y), lambda x, y, axis: x.mean(axis) - y.mean(axis))
 
 
@@ -99,35 +167,53 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
     return float(((x[:, None] > y) + 0.5 * (x[:, None] == y)).mean())
 
 
-def _bootstrap(samples: tuple[np.ndarray, ...], statistic) -> tuple[np.ndarray, np.ndarray] | None:
+def _bootstrap(
+    samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the ends of the interval, with a fixed seed."""
     if min(len(sample) for sample in samples) < 2:
         return None
-    found = stats.bootstrap(samples, statistic, n_resamples=RESAMPLES, axis=0, vectorized=True, method="percentile", rng=0)
-    return found.confidence_interval.low, found.confidence_interval.high
+    options = {"n_resamples": RESAMPLES, "axis": 0, "vectorized": True, "method": "percentile"}
+    found = stats.bootstrap(samples, statistic, **options, rng=0).confidence_interval
+    return found.low, found.high
 
 
-# ---------------------------------------------------------------------------------------------------------------------- table
+# ------------------------------------------------------------------------------------------- tables
 
 
-def by_method(rows: list[dict]) -> dict[str, list[dict]]:
-    """Return each method's rows by seed, methods in the order of `METHODS`."""
+def by_method(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """Return each method's rows by seed, methods in the order of `METHODS`.
+
+    Raises UserError for a method that is not there.
+    """
+    unknown = [row["method"] for row in rows if row["method"] not in METHODS]
+    if unknown:
+        raise UserError(f"{ROWS} has rows of {unknown[0]}, which is no method of the comparison")
     ordered = sorted(rows, key=lambda row: (list(METHODS).index(row["method"]), row["seed"]))
-    return {name: list(group) for name, group in itertools.groupby(ordered, key=lambda row: row["method"])}
+    grouped = itertools.groupby(ordered, key=lambda row: row["method"])
+    return {name: list(group) for name, group in grouped}
 
 
-def scores(rows: list[dict]) -> np.ndarray:
+def of_group(methods: Methods, *groups: Group) -> list[str]:
+    """Return the names of the methods that belong to one of the groups."""
+    return [name for name in methods if METHODS[name].group in groups]
+
+
+def scores(rows: Rows) -> np.ndarray:
     """Return the final achievements per episode of each seed, [S]."""
     return np.array([row["final"]["achievements_per_episode"] for row in rows])
 
 
-def summarise(name: str, rows: list[dict]) -> dict[str, Any]:
+def mean_of(rows: Rows, part: str, key: str) -> float | None:
+    """Return the mean over seeds of a number under `part`, None where no row has it."""
+    found = [row[part][key] for row in rows if row.get(part, {}).get(key) is not None]
+    return _round(np.mean(found)) if found else None
+
+
+def summarise(name: str, rows: Rows) -> dict[str, Any]:
     """Return a method's line of the table; what its runs do not have is None."""
     final, played = scores(rows), [row["evaluation"] for row in rows if "evaluation" in row]
-    evaluation = error = None
-    if played:
-        evaluation = np.mean([episodes["achievements_per_episode"] for episodes in played])
-        error = np.sqrt(np.sum([episodes["achievements_standard_error"] ** 2 for episodes in played])) / len(played)
+    errors = [episodes["achievements_standard_error"] for episodes in played]
     return {
         "method": name,
         "group": rows[0]["group"],
@@ -137,60 +223,179 @@ def summarise(name: str, rows: list[dict]) -> dict[str, Any]:
         "iqm": _round(iqm(final)),
         "interval": _round(interval(final)),
         "mean": _round(final.mean()),
-        "evaluation_mean": _round(evaluation),
-        "evaluation_standard_error": _round(error),
+        "lowest": _round(final.min()),
+        "highest": _round(final.max()),
+        "evaluation": {
+            "achievements_per_episode": mean_of(rows, "evaluation", "achievements_per_episode"),
+            "standard_error": _round(np.linalg.norm(errors) / len(errors)) if errors else None,
+            "episode_return": mean_of(rows, "evaluation", "episode_return"),
+            "percent_of_max": mean_of(rows, "evaluation", "percent_of_max"),
+            "crafter_score": mean_of(rows, "evaluation", "crafter_score"),
+        },
+        "first_million": {"crafter_score": mean_of(rows, "first_million", "crafter_score")},
         "sps": _round(np.mean([row["sps"] for row in rows])),
     }
 
 
-def compare(methods: dict[str, list[dict]]) -> list[dict[str, Any]]:
+def compare(methods: Methods) -> list[dict[str, Any]]:
     """Return what the rows say of each claim of which both methods have been run."""
     comparisons = []
     for better, worse in CLAIMS:
         if better in methods and worse in methods:
             x, y = scores(methods[better]), scores(methods[worse])
-            comparisons.append(
-                {
-                    "claim": f"{better} > {worse}",
-                    "probability_of_improvement": _round(probability_of_improvement(x, y)),
-                    "difference_of_means": _round(x.mean() - y.mean()),
-                    "interval": _round(difference_interval(x, y)),
-                }
-            )
+            comparison = {
+                "claim": f"{better} > {worse}",
+                "probability_of_improvement": _round(probability_of_improvement(x, y)),
+                "difference_of_means": _round(x.mean() - y.mean()),
+                "interval": _round(difference_interval(x, y)),
+            }
+            comparisons.append(comparison)
     return comparisons
 
 
-def markdown(table: dict[str, Any]) -> str:
-    """Return the table as it is read on a page: a section for each group, the best method first."""
-    parts = ["# Final results\n"]
-    for group, rows in itertools.groupby(table["methods"], key=lambda row: row["group"]):
-        rows = sorted(rows, key=lambda row: -row["iqm"])
-        parts.append(f"## {group}: {max(row['total_timesteps'] for row in rows):,} env steps\n")
-        parts.append("| method | seeds | IQM | 95% interval | mean | evaluation ± standard error | steps/s |")
-        parts.append("| --- | --- | --- | --- | --- | --- | --- |")
-        for row in rows:
-            evaluation = ""
-            if row["evaluation_mean"] is not None:
-                evaluation = f"{row['evaluation_mean']:.2f} ± {row['evaluation_standard_error']:.2f}"
-            cells = [row["method"], str(row["number_of_seeds"]), f"{row['iqm']:.2f}", _ends(row["interval"]), f"{row['mean']:.2f}"]
-            parts.append("| " + " | ".join([*cells, evaluation, f"{row['sps']:,.0f}"]) + " |")
-        parts.append("")
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table as a page has it."""
+    rules = ["---"] * len(heads)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *lines))
+
+
+def method_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return lines of `summarise`, the best method first."""
+    heads = ("method", "seeds", "IQM", "95% interval", "evaluation ± standard error")
+    heads = (*heads, "Crafter score", "% of the largest reward", "steps/s")
+    lines = []
+    for row in sorted(rows, key=lambda row: -row["iqm"]):
+        played = row["evaluation"]
+        evaluation = ""
+        if played["achievements_per_episode"] is not None:
+            error = _number(played["standard_error"], 2)
+            evaluation = f"{played['achievements_per_episode']:.2f} ± {error}"
+        cells = [row["method"], str(row["number_of_seeds"]), f"{row['iqm']:.2f}"]
+        cells += [_ends(row["interval"]), evaluation, _number(played["crafter_score"])]
+        lines.append([*cells, _number(played["percent_of_max"]), f"{row['sps']:,.0f}"])
+    return markdown(heads, lines) if lines else NOT_RUN
+
+
+def headline_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the few lines that the README has, the best method first."""
+    heads = ("method", "what rewards the agent", "achievements", "lowest to highest seed")
+    chosen = [row for row in rows if row["method"] in HEADLINE]
+    lines = [
+        (f"`{row['method']}`", HEADLINE[row["method"]], f"{row['iqm']:.1f}", _range(row))
+        for row in sorted(chosen, key=lambda row: -row["iqm"])
+    ]
+    return markdown(heads, lines) if lines else NOT_RUN
+
+
+def standard_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return our lines in the standard regime among the published ones, by Crafter score."""
+    heads = ("agent", "source", "env steps", "reward, of 22", "% of the largest reward")
+    heads = (*heads, "Crafter score, first 1M", "Crafter score, evaluation")
+    lines = []
+    for row in rows:
+        played, score = row["evaluation"], row["first_million"]["crafter_score"]
+        source = f"ours, {row['number_of_seeds']} seed{'s' * (row['number_of_seeds'] > 1)}"
+        numbers = (played["episode_return"], played["percent_of_max"], score)
+        cells = [f"**{row['method']}**", source, f"{row['total_timesteps'] / 1e6:g}M"]
+        cells += [*map(_number, numbers), _number(played["crafter_score"])]
+        lines.append((score, played["percent_of_max"], cells))
+    for row in PUBLISHED:
+        numbers = (row.reward, row.percent_of_max, row.crafter_score)
+        cells = [row.agent, row.source, row.env_steps, *map(_number, numbers), ""]
+        lines.append((row.crafter_score, row.percent_of_max, cells))
+    lines.sort(key=lambda line: (-(line[0] or 0.0), -(line[1] or 0.0)))
+    return markdown(heads, [cells for *_, cells in lines]) if rows else NOT_RUN
+
+
+def claims_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Return what `compare` found."""
+    lines = [
+        (
+            row["claim"],
+            f"{row['probability_of_improvement']:.2f}",
+            f"{row['difference_of_means']:+.2f}",
+            _ends(row["interval"]),
+        )
+        for row in comparisons
+    ]
+    heads = ("claim", "P(X > Y)", "difference of means", "95% interval")
+    return markdown(heads, lines) if lines else NOT_RUN
+
+
+def accelerator_table(files: Iterable[Path]) -> str:
+    """Return what benchmarks.accelerator measured, a line for each device and number of worlds."""
+    heads = ("device", "worlds", "worlds alone", "plain craftax", "ELLM, PPO", "ELLM, DQN")
+    heads = (*heads, "compiling, PPO / DQN", "peak memory")
+    lines = []
+    for result in map(read_json, sorted(files)):
+        for number in sorted({row["num_envs"] for row in result["rows"]}):
+            rows = {row["what"]: row for row in result["rows"] if row["num_envs"] == number}
+            names = ("worlds", "craftax", "ppo", "dqn")
+            speeds = [f"{rows[n]['steps_per_second']:,.0f}" if n in rows else "" for n in names]
+            seconds = [
+                f"{rows[n]['compile_seconds']:.0f} s" if n in rows else "" for n in names[2:]
+            ]
+            memory = max(row["peak_memory_bytes"] for row in rows.values()) / 2**30
+            cells = [result["device"], f"{number:,}", *speeds, " / ".join(seconds)]
+            lines.append([*cells, f"{memory:.1f} GiB"])
+    return markdown(heads, lines) if lines else NOT_RUN
+
+
+def all_tables(table: Mapping[str, Any], accelerators: Iterable[Path]) -> dict[str, str]:
+    """Return every table that a page may ask for, by name."""
+    groups = {group: [] for group in get_args(Group)}
+    for row in table["methods"]:
+        groups[row["group"]].append(row)
+    tables = {group: method_table(rows) for group, rows in groups.items()}
+    return tables | {
+        "headline": headline_table(groups["ppo"]),
+        "standard": standard_table(groups["standard"]),
+        "claims": claims_table(table["comparisons"]),
+        "accelerator": accelerator_table(accelerators),
+    }
+
+
+def table_page(table: Mapping[str, Any]) -> str:
+    """Return table.md: a section for each group that has rows, the claims and the notes."""
+    tables, parts = all_tables(table, ()), ["# Final results\n"]
+    for group in get_args(Group):
+        steps = [row["total_timesteps"] for row in table["methods"] if row["group"] == group]
+        if steps:
+            rows = [row for row in table["methods"] if row["group"] == group]
+            parts.append(f"## {group}: {max(steps):,} env steps\n\n{method_table(rows)}\n")
+        if steps and group == "standard":
+            parts.append(f"### Beside published results\n\n{tables['standard']}\n")
     if table["comparisons"]:
-        parts.append("## Claims\n")
-        parts.append("| claim | P(X > Y) | difference of means | 95% interval |")
-        parts.append("| --- | --- | --- | --- |")
-        for row in table["comparisons"]:
-            cells = [f"{row['probability_of_improvement']:.2f}", f"{row['difference_of_means']:+.2f}", _ends(row["interval"])]
-            parts.append("| " + " | ".join([row["claim"], *cells]) + " |")
-        parts.append("")
+        parts.append(f"## Claims\n\n{tables['claims']}\n")
     return "\n".join([*parts, *(f"- {note}" for note in table["notes"])]) + "\n"
+
+
+def fill_tables(page: Path, tables: Mapping[str, str]) -> None:
+    """Rewrite what stands between a page's marks; raises UserError for a mark that is wrong."""
+    text = page.read_text(encoding="utf-8")
+    marked = re.compile(r"(<!-- BEGIN table (\S+) -->\n).*?(<!-- END table \2 -->)", re.DOTALL)
+    names = re.findall(r"<!-- BEGIN table (\S+) -->", text)
+    whole = {name for _, name, _ in marked.findall(text)}
+    wrong = [name for name in names if name not in tables or name not in whole]
+    if wrong:
+        raise UserError(f"{page}: the marks of table {wrong[0]} are wrong")
+    filled = marked.sub(lambda match: f"{match[1]}{tables[match[2]]}\n{match[3]}", text)
+    if filled != text:
+        write_text(page, filled)
 
 
 def _round(value: Any) -> Any:
     """Return plain floats of four digits; None stays."""
     if value is None:
         return None
-    return [_round(item) for item in value] if isinstance(value, tuple) else round(float(value), 4)
+    if isinstance(value, tuple):
+        return [_round(item) for item in value]
+    return round(float(value), 4)
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    """Return a number as it is read, "" for None."""
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _ends(interval: list[float] | None) -> str:
@@ -198,32 +403,45 @@ def _ends(interval: list[float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
-# ------------------------------------------------------------------------------------------------------------------- pictures
+def _range(row: Mapping[str, Any]) -> str:
+    """Return the lowest and the highest seed as they are read."""
+    if row["number_of_seeds"] == 1:
+        return "one seed"
+    return f"{row['lowest']:.1f} to {row['highest']:.1f}"
+
+
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def style(name: str) -> dict[str, Any]:
-    """Return a method's colour and dashes; a DQN twin is dashed, a run of other length or observation looks like the usual one."""
-    base = name.removeprefix("pixels-").removesuffix("-5m")
+    """Return a method's colour and dashes.
+
+    A DQN twin is dashed; a run of other length, observation or regime looks like the usual one.
+    """
+    base = name.removeprefix("pixels-").removeprefix("standard-").removesuffix("-5m")
     colour, dashes = STYLES[base.removeprefix("dqn-")]
-    return {"color": COLOURS[colour], "linestyle": DASHES[1 if base.startswith("dqn-") else dashes]}
+    dashes = 1 if base.startswith("dqn-") else dashes
+    return {"color": COLOURS[colour], "linestyle": DASHES[dashes]}
 
 
-def smoothed_curves(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+def smoothed_curves(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Return env steps [P] that all seeds share, and each seed's smoothed curve there, [S, P]."""
     series = []
     for row in rows:
-        points = zip(row["curve"]["env_steps"], row["curve"]["achievements_per_episode"], strict=True)
+        curve = row["curve"]
+        points = zip(curve["env_steps"], curve["achievements_per_episode"], strict=True)
         series.append(np.array([(step, value) for step, value in points if value is not None]))
     start, end = max(line[0, 0] for line in series), min(line[-1, 0] for line in series)
     at = np.linspace(start, end, POINTS)
     width = max(SMOOTHING * end, BIN)  # a narrower one would draw stairs
-    return at, np.stack([smooth(*line.T, np.ones(len(line)), at, width) for line in series])
+    curves = [smooth(*line.T, np.ones(len(line)), at, width) for line in series]
+    return at, np.stack(curves)
 
 
-def draw_curves(axes: Axes, methods: dict[str, list[dict]], names: Iterable[str], title: str) -> None:
-    """Draw a line and the band of its interval for each method that has rows; the legend goes by the final score."""
+def draw_curves(axes: Axes, methods: Methods, names: Iterable[str], title: str) -> None:
+    """Draw a line and the band of its interval for each method; the legend goes by final score."""
     handles = []
-    for name in (name for name in names if name in methods):
+    for name in names:
         steps, curves = smoothed_curves(methods[name])
         band = interval(curves)
         if band is not None:
@@ -231,7 +449,9 @@ def draw_curves(axes: Axes, methods: dict[str, list[dict]], names: Iterable[str]
         (line,) = axes.plot(steps, iqm(curves), **style(name), linewidth=1.8)
         handles.append((float(iqm(scores(methods[name]))), name, line))
     numbers = sorted({len(methods[name]) for _, name, _ in handles})
-    seeds = f"IQM and 95% interval over {' or '.join(map(str, numbers))} seeds" if numbers != [1] else "one seed"
+    seeds = "one seed"
+    if numbers != [1]:
+        seeds = f"IQM and 95% interval over {' or '.join(map(str, numbers))} seeds"
     finish_axes(axes, f"{title} ({seeds})")
     axes.set_ylabel("achievements per episode", color=INK)
     handles.sort(key=lambda handle: -handle[0])
@@ -248,21 +468,29 @@ def draw_curves(axes: Axes, methods: dict[str, list[dict]], names: Iterable[str]
     )
 
 
-def picture(methods: dict[str, list[dict]], panels: dict[str, Iterable[str]], path: Path) -> None:
+def picture(methods: Methods, panels: Mapping[str, Iterable[str]], path: Path) -> None:
     """Draw panels, title -> names, one below the other; nothing where no name has rows."""
-    panels = {title: names for title, names in panels.items() if any(name in methods for name in names)}
-    if panels:
-        figure = Figure(figsize=(9.5, 4.6 * len(panels)), layout="constrained")
-        for axes, (title, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
-            draw_curves(axes, methods, names, title)
-        save_figure(figure, path)
+    panels = {title: [n for n in names if n in methods] for title, names in panels.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        return
+    figure = Figure(figsize=(9.5, 4.6 * len(panels)), layout="constrained")
+    all_axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axes, (title, names) in zip(all_axes, panels.items(), strict=True):
+        draw_curves(axes, methods, names, title)
+    save_figure(figure, path)
 
 
-def success_rates(methods: dict[str, list[dict]], path: Path) -> None:
-    """Draw the share of episodes with each achievement, mean over seeds: best methods on top, most frequent achievements left."""
+def success_rates(methods: Methods, path: Path) -> None:
+    """Draw the share of episodes with each achievement, mean over seeds.
+
+    The best methods are on top, the most frequent achievements on the left.
+    """
     names = sorted(methods, key=lambda name: -iqm(scores(methods[name])))
     achievements = list(methods[names[0]][0]["final"]["success_rates"])
-    rates = [[list(row["final"]["success_rates"].values()) for row in methods[name]] for name in names]
+    rates = [
+        [list(row["final"]["success_rates"].values()) for row in methods[name]] for name in names
+    ]
     percents = 100 * np.array([np.mean(seeds, axis=0) for seeds in rates])
     order = np.argsort(-percents.mean(axis=0), kind="stable")
     percents = percents[:, order]
@@ -273,38 +501,59 @@ def success_rates(methods: dict[str, list[dict]], path: Path) -> None:
         colour = "white" if percent > 60 else INK if percent else FAINT
         text = "<1" if 0 < percent < 0.5 else f"{percent:.0f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(order)), [achievements[i] for i in order], rotation=40, ha="left", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), [f"{name}  {iqm(scores(methods[name])):.1f}" for name in names])
-    axes.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False, length=0, colors=INK, labelsize=9.5)
+    labels = [achievements[i] for i in order]
+    axes.set_xticks(range(len(order)), labels, rotation=40, ha="left", rotation_mode="anchor")
+    labels = [f"{name}  {iqm(scores(methods[name])):.1f}" for name in names]
+    axes.set_yticks(range(len(names)), labels)
+    sides = {"top": True, "bottom": False, "labeltop": True, "labelbottom": False}
+    axes.tick_params(**sides, length=0, colors=INK, labelsize=9.5)
     axes.spines[:].set_visible(False)
-    title = "episodes with the achievement in the last 5% of the training, %; beside the methods: achievements per episode"
-    axes.set_xlabel(title, color=INK)
+    axes.set_xlabel(
+        "episodes with the achievement in the last 5% of the training, %; "
+        "beside the methods: achievements per episode",
+        color=INK,
+    )
     save_figure(figure, path)
 
 
+def draw_all(methods: Methods, folder: Path) -> None:
+    """Draw all pictures that have rows."""
+    curves = {"Where the reward comes from": SOURCES, "What the policy reads": INPUTS}
+    picture(methods, curves, folder / "curves.png")
+    dqn = of_group(methods, "dqn")
+    twins = [name for learner in dqn for name in (learner, learner.removeprefix("dqn-"))]
+    picture(methods, {"DQN beside PPO": twins}, folder / "dqn.png")
+    for group, title in (
+        ("standard", "The standard regime: 17 actions, 10,000 steps"),
+        ("long", "Five times the steps"),
+        ("pixels", "From pixels"),
+    ):
+        picture(methods, {title: of_group(methods, group)}, folder / f"{group}.png")
+    shown = {name: methods[name] for name in of_group(methods, "ppo", "dqn", "standard", "long")}
+    if shown:
+        success_rates(shown, folder / "success_rates.png")
+
+
 def main(args: Args) -> None:
-    """Write the table and the pictures; raises UserError where there are no rows."""
+    """Write the tables and the pictures; raises UserError where there are no rows."""
     methods = by_method(read_rows(args.results))
     if not methods:
-        raise UserError(f"no rows in {args.results / ROWS}: run benchmarks/pretraining.py first")
+        raise UserError(f"no rows in {args.results / ROWS}: run benchmarks.pretraining first")
     table = {
         "notes": list(NOTES),
         "methods": [summarise(name, rows) for name, rows in methods.items()],
         "comparisons": compare(methods),
     }
     write_json(args.results / "table.json", table)
-    write_text(args.results / "table.md", markdown(table))
-
-    groups = {group: [name for name in methods if METHODS[name].group == group] for group in ("ppo", "dqn", "long", "pixels")}
-    curves = {"Where the reward comes from": SOURCES, "What the policy reads": INPUTS}
-    picture(methods, curves, args.results / "curves.png")
-    twins = [name for dqn in groups["dqn"] for name in (dqn, dqn.removeprefix("dqn-"))]
-    picture(methods, {"DQN beside PPO": twins}, args.results / "dqn.png")
-    picture(methods, {"Five times the steps": groups["long"]}, args.results / "long.png")
-    picture(methods, {"From pixels": groups["pixels"]}, args.results / "pixels.png")
-    shown = {name: methods[name] for name in (*groups["ppo"], *groups["dqn"], *groups["long"])}
-    if shown:
-        success_rates(shown, args.results / "success_rates.png")
+    write_text(args.results / "table.md", table_page(table))
+    draw_all(methods, args.results)
+    pages = args.pages
+    if pages is None and args.results.resolve() == RESULTS / "pretraining":
+        pages = ROOT
+    if pages is not None:
+        tables = all_tables(table, RESULTS.glob("accelerator*.json"))
+        for page in (pages / "README.md", *sorted((pages / "docs").glob("*.md"))):
+            fill_tables(page, tables)
 
 
 if __name__ == "__main__":

@@ -1,88 +1,112 @@
-"""Run the comparison of pretraining methods over seeds: python benchmarks/pretraining.py.
+"""Run the comparison of pretraining methods over seeds: python -m benchmarks.pretraining.
 
-One process at a time, seed 1 of every method first, so that whenever it stops all methods have equally many seeds. A run that is
-finished is not run again, one that was interrupted goes on. Each finished run becomes a row of results/pretraining/runs.jsonl, from
-which benchmarks/figures.py draws. A second instance may work on other methods at the same time.
+Runs go in the order of their worth: seed 1 of every method, the most telling ones first, then the
+other seeds in the same order, pixels and long runs last. So whenever it stops, what matters most is
+there. A run that is finished is not run again, one that was interrupted goes on. Each finished run
+becomes a row of results/pretraining/runs.jsonl, from which benchmarks.figures draws. Several
+instances share the work: each takes the next run that no other one is at. Give each its own cores:
 
-    python benchmarks/pretraining.py --group dqn            one group of methods
-    python benchmarks/pretraining.py --only oracle rnd --seeds 1
-    python benchmarks/pretraining.py --results mine         rows of one's own, beside those that ship
+    taskset -c 0 python -m benchmarks.pretraining
+    python -m benchmarks.pretraining --group dqn            one group of methods
+    python -m benchmarks.pretraining --only oracle rnd --seeds 1
+    python -m benchmarks.pretraining --results mine         rows of one's own, beside those here
 """
 
 import dataclasses
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from lab.cli import run_cli  # noqa: E402
-from lab.errors import UserError  # noqa: E402
-from lab.run import SUMMARY, read_config, read_json, read_metrics, write_text  # noqa: E402
+from benchmarks.origin import RESULTS, ROOT, machine
+from lab.cli import run_cli
+from lab.errors import UserError
+from lab.run import SUMMARY, read_config, read_json, read_metrics, write_text
 
 ROWS = "runs.jsonl"
 BIN = 20_000  # env steps of one point of a curve
 FINAL = 0.05  # share of the run, at its end, over which the final figures are means
-REPORTED = ("evaluation", "sps", "wall_seconds", "compile_seconds", "queries", "steps_without_answer")  # of summary.json
+REPORTED = (  # of summary.json
+    *("evaluation", "first_million", "sps", "wall_seconds", "compile_seconds", "queries"),
+    "steps_without_answer",
+)
 
-FACTS = ["--text-observation", "facts"]
-OPEN = ["--goal-form", "open", "--resolve", "replay", "--on-missing", "no-goals", "--prompt-scope", "compact"]
-RANDOM = ["--start-e", "1", "--end-e", "1", "--learning-starts", "1000000"]  # uniform actions, never learns
+Group = Literal["ppo", "dqn", "standard", "pixels", "long"]
+LAST: tuple[Group, ...] = ("pixels", "long")  # groups that begin when all others are done
+MILLION = 1_000_000
 
 
 class Method(NamedTuple):
     """What is run, after `python`, and how often."""
 
-    group: str
-    command: list[str]
+    group: Group
+    command: tuple[str, ...]
     seeds: tuple[int, ...] = (1, 2, 3)
-    total_timesteps: int = 1_000_000
+    total_timesteps: int = MILLION
 
 
-METHODS = {
-    "oracle": Method("ppo", ["ellm_ppo.py", "--goal-source", "oracle"]),
-    "oracle-goals": Method("ppo", ["ellm_ppo.py", "--goal-source", "oracle", "--goal-conditioned"]),
-    "ellm-rules-1.5b": Method("ppo", ["ellm_ppo.py"]),
-    "ellm-rules-270m": Method("ppo", ["ellm_ppo.py", "--llm", "gemma3-270m", "--resolve", "replay"]),
-    "ellm-open-1.5b": Method("ppo", ["ellm_ppo.py", *OPEN]),
-    "ellm-open-270m": Method("ppo", ["ellm_ppo.py", "--llm", "gemma3-270m", *OPEN]),
-    "ellm-rules-1.5b-goals": Method("ppo", ["ellm_ppo.py", "--goal-conditioned"]),
-    "ellm-rules-1.5b-text": Method("ppo", ["ellm_ppo.py", *FACTS]),
-    "ellm-rules-1.5b-goals-text": Method("ppo", ["ellm_ppo.py", "--goal-conditioned", *FACTS]),
-    "grounded": Method("ppo", ["ellm_ppo.py", "--goal-source", "grounded"]),
-    "novelty": Method("ppo", ["ellm_ppo.py", "--goal-source", "novelty"]),
-    "uniform": Method("ppo", ["ellm_ppo.py", "--goal-source", "uniform"]),
-    "rnd": Method("ppo", ["-m", "baselines.ppo_rnd"]),
-    "rnd-text": Method("ppo", ["-m", "baselines.ppo_rnd", *FACTS]),
-    "noveld": Method("ppo", ["-m", "baselines.ppo_rnd", "--noveld"]),
-    "apt": Method("ppo", ["-m", "baselines.ppo_apt"]),
-    "apt-coef0.02": Method("ppo", ["-m", "baselines.ppo_apt", "--intrinsic-coef", "0.02"], (1,)),
-    "apt-text": Method("ppo", ["-m", "baselines.ppo_apt", *FACTS]),
-    "extrinsic": Method("ppo", ["-m", "baselines.ppo"]),
-    "extrinsic-lr3e-4": Method("ppo", ["-m", "baselines.ppo", "--learning-rate", "3e-4"]),
-    "random": Method("ppo", ["-m", "baselines.dqn", *RANDOM]),
-    "dqn-oracle": Method("dqn", ["ellm_dqn.py", "--goal-source", "oracle"]),
-    "dqn-ellm-rules-1.5b": Method("dqn", ["ellm_dqn.py"]),
-    "dqn-novelty": Method("dqn", ["ellm_dqn.py", "--goal-source", "novelty"]),
-    "dqn-rnd": Method("dqn", ["-m", "baselines.dqn_rnd"]),
-    "oracle-5m": Method("long", ["ellm_ppo.py", "--goal-source", "oracle"], (1,), 5_000_000),
-    "ellm-rules-1.5b-5m": Method("long", ["ellm_ppo.py"], (1,), 5_000_000),
-    "oracle-goals-5m": Method("long", ["ellm_ppo.py", "--goal-source", "oracle", "--goal-conditioned"], total_timesteps=5_000_000),
-    "ellm-rules-1.5b-goals-5m": Method("long", ["ellm_ppo.py", "--goal-conditioned"], (1,), 5_000_000),
-    "ellm-rules-1.5b-text-5m": Method("long", ["ellm_ppo.py", *FACTS], (1,), 5_000_000),
-    "ellm-rules-1.5b-goals-text-5m": Method("long", ["ellm_ppo.py", "--goal-conditioned", *FACTS], total_timesteps=5_000_000),
-    "ellm-rules-1.5b-mended-5m": Method("long", ["benchmarks/mended_rules.py"], (1,), 5_000_000),
-    "pixels-oracle": Method("pixels", ["ellm_ppo.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
-    "pixels-dqn-oracle": Method("pixels", ["ellm_dqn.py", "--observation", "frames", "--goal-source", "oracle"], (1,), 150_000),
+BLIND = ("--text-observation", "none")  # the policy reads no words of the scene
+NO_GOALS = ("--no-goal-conditioned",)  # the policy reads no goals
+LISTS = (  # lists are recorded for this version of the prompt
+    *(
+        "--goal-form",
+        "open",
+        "--prompt",
+        "prompts/crafter_open_v2.txt",
+        "--prompt-scope",
+        "compact",
+    ),
+    *("--resolve", "replay", "--on-missing", "no-goals"),
+)
+GEMMA = ("--llm", "gemma3-270m")
+UNIFORM = ("--start-e", "1", "--end-e", "1", "--learning-starts", str(MILLION))  # never learns
+STANDARD = ("--actions", "base", "--game-rules", "craftax")  # 17 actions, 10,000 steps
+FRAMES = ("--observation", "frames")
+PPO, DQN = "ellm_ppo.py", "ellm_dqn.py"
+ORACLE, NOVELTY = ("--goal-source", "oracle"), ("--goal-source", "novelty")
+
+METHODS = {  # in the order of their worth
+    "oracle": Method("ppo", (PPO, *ORACLE)),
+    "ellm": Method("ppo", (PPO,)),
+    "ellm-blind": Method("ppo", (PPO, *NO_GOALS, *BLIND)),
+    "novelty": Method("ppo", (PPO, *NOVELTY)),
+    "game": Method("ppo", ("-m", "baselines.ppo")),
+    "standard-game": Method("standard", ("-m", "baselines.ppo", *STANDARD)),
+    "standard-ellm": Method("standard", (PPO, *STANDARD)),
+    "standard-ellm-game": Method("standard", (PPO, *STANDARD, "--extrinsic-coef", "1")),
+    "standard-oracle": Method("standard", (PPO, *STANDARD, *ORACLE)),
+    "standard-novelty": Method("standard", (PPO, *STANDARD, *NOVELTY)),
+    "dqn-ellm": Method("dqn", (DQN,)),
+    "dqn-oracle": Method("dqn", (DQN, *ORACLE)),
+    "ellm-lists": Method("ppo", (PPO, *LISTS)),
+    "ellm-270m": Method("ppo", (PPO, *GEMMA, "--resolve", "replay")),
+    "oracle-blind": Method("ppo", (PPO, *ORACLE, *NO_GOALS, *BLIND)),
+    "ellm-goals": Method("ppo", (PPO, *BLIND)),
+    "ellm-scene": Method("ppo", (PPO, *NO_GOALS)),
+    "grounded": Method("ppo", (PPO, "--goal-source", "grounded")),
+    "game-lr3e-4": Method("ppo", ("-m", "baselines.ppo", "--learning-rate", "3e-4")),
+    "rnd": Method("ppo", ("-m", "baselines.ppo_rnd")),
+    "random": Method("ppo", ("-m", "baselines.dqn", *UNIFORM)),
+    "novelty-paper": Method("ppo", (PPO, "--goal-source", "novelty-paper")),
+    "uniform": Method("ppo", (PPO, "--goal-source", "uniform")),
+    "apt": Method("ppo", ("-m", "baselines.ppo_apt")),
+    "noveld": Method("ppo", ("-m", "baselines.ppo_rnd", "--noveld")),
+    "ellm-lists-270m": Method("ppo", (PPO, *GEMMA, *LISTS)),
+    "rnd-blind": Method("ppo", ("-m", "baselines.ppo_rnd", *BLIND)),
+    "apt-blind": Method("ppo", ("-m", "baselines.ppo_apt", *BLIND)),
+    "dqn-novelty": Method("dqn", (DQN, *NOVELTY)),
+    "dqn-rnd": Method("dqn", ("-m", "baselines.dqn_rnd")),
+    "pixels-oracle": Method("pixels", (PPO, *FRAMES, *ORACLE), (1,), 150_000),
+    "pixels-dqn-oracle": Method("pixels", (DQN, *FRAMES, *ORACLE), (1,), 150_000),
+    "oracle-5m": Method("long", (PPO, *ORACLE), (1,), 5 * MILLION),
+    "ellm-5m": Method("long", (PPO,), (1,), 5 * MILLION),
 }
 
 
@@ -92,18 +116,21 @@ class Args:
 
     only: tuple[str, ...] = ()
     """names of the methods wanted; default: all"""
-    group: tuple[Literal["ppo", "dqn", "long", "pixels"], ...] = ()
+    group: tuple[Group, ...] = ()
     """groups of the methods wanted; default: all"""
     seeds: tuple[int, ...] = ()
     """of each method's seeds, those wanted; default: all"""
     runs: Path = ROOT / "runs" / "pretraining"
     """where the runs' directories are"""
-    results: Path = ROOT / "results" / "pretraining"
+    results: Path = RESULTS / "pretraining"
     """where runs.jsonl is"""
 
 
 def plan(args: Args) -> list[tuple[str, int]]:
-    """Return (method, seed) of the runs in their order; raises UserError for an unknown method and where nothing is left."""
+    """Return (method, seed) of the runs in their order.
+
+    Raises UserError for an unknown method, and where nothing is left.
+    """
     unknown = [name for name in args.only if name not in METHODS]
     if unknown:
         raise UserError(f"--only {unknown[0]} is unknown: choose of {', '.join(METHODS)}")
@@ -112,58 +139,67 @@ def plan(args: Args) -> list[tuple[str, int]]:
         for name, method in METHODS.items()
         for seed in method.seeds
         if name in (args.only or METHODS)
-        and method.group in (args.group or (method.group,))
+        and method.group in (args.group or get_args(Group))
         and seed in (args.seeds or method.seeds)
     ]
     if not runs:
         raise UserError("no method has all that --only, --group and --seeds ask for")
-    return sorted(runs, key=lambda run: run[1])
+    return sorted(runs, key=lambda run: (METHODS[run[0]].group in LAST, run[1]))
 
 
-def learner(command: list[str]) -> str:
+def learner(command: Sequence[str]) -> str:
     """Return "dqn" or "ppo", by the script's name."""
     return "dqn" if any("dqn" in word for word in command[:2]) else "ppo"
 
 
-def mean(lines: list[dict], get: Callable[[dict], float]) -> float | None:
-    """Return the mean of `get(line)` over the episodes that ended in these lines, or None without any."""
+# ROWS
+Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
+
+
+def mean(lines: Lines, get: Callable[[Mapping[str, Any]], float]) -> float | None:
+    """Return the mean of `get(line)` over the episodes that ended in these lines, None without."""
     ended = [line for line in lines if line["episodes"]]
     episodes = sum(line["episodes"] for line in ended)
     return sum(get(line) * line["episodes"] for line in ended) / episodes if episodes else None
 
 
-def learning_curve(lines: list[dict]) -> dict[str, list]:
+def learning_curve(lines: Lines) -> dict[str, list[float | None]]:
     """Return means over bins of `BIN` env steps; "env_steps" are the bins' ends."""
     ends = range(BIN, lines[-1]["env_steps"] + BIN, BIN)
     bins = [[line for line in lines if end - BIN < line["env_steps"] <= end] for end in ends]
-    return {"env_steps": list(ends), "achievements_per_episode": [mean(inside, _achievements) for inside in bins]}
+    means = [mean(inside, _achievements) for inside in bins]
+    return {"env_steps": list(ends), "achievements_per_episode": means}
 
 
-def final(lines: list[dict]) -> dict[str, Any]:
+def final(lines: Lines) -> dict[str, Any]:
     """Return means over the episodes that ended in the last `FINAL` of the run."""
     window = [line for line in lines if line["env_steps"] > (1 - FINAL) * lines[-1]["env_steps"]]
     names = next((line["success_rates"] for line in lines if line["episodes"]), {})
-    rates = {name: mean(window, lambda line, name=name: line["success_rates"][name]) for name in names}
+    rates = {
+        name: mean(window, lambda line, name=name: line["success_rates"][name]) for name in names
+    }
     return {"achievements_per_episode": mean(window, _achievements), "success_rates": rates}
 
 
 def make_row(name: str, seed: int, run_dir: Path) -> dict[str, Any]:
     """Return all that is kept of a finished run."""
-    method, summary, config, lines = METHODS[name], read_json(run_dir / SUMMARY), read_config(run_dir), read_metrics(run_dir)
+    method, summary = METHODS[name], read_json(run_dir / SUMMARY)
+    config, lines = read_config(run_dir), read_metrics(run_dir)
     steps = config["arguments"]["total_timesteps"]
+    command = ["python", *method.command, "--seed", str(seed), "--total-timesteps", str(steps)]
     row = {
         "method": name,
         "group": method.group,
         "seed": seed,
         "learner": learner(method.command),
-        "command": shlex.join(["python", *method.command, "--seed", str(seed), "--total-timesteps", str(steps)]),
+        "command": shlex.join(command),
         "total_timesteps": steps,
         "curve": learning_curve(lines),
         "final": final(lines),
         **{key: summary[key] for key in REPORTED if key in summary},
         "git_commit": config["git_commit"],
         "git_dirty": config["git_dirty"],
-        "machine": f"{os.cpu_count()} x {platform.machine()} CPU",
+        "machine": machine(),
     }
     if hasattr(os, "sched_getaffinity"):
         row["threads"] = len(os.sched_getaffinity(0))
@@ -173,46 +209,83 @@ def make_row(name: str, seed: int, run_dir: Path) -> dict[str, Any]:
 def read_rows(results: Path) -> list[dict[str, Any]]:
     """Return the rows of runs.jsonl, none where there is no such file."""
     file = results / ROWS
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def append_row(row: dict[str, Any], results: Path) -> bool:
-    """Add a row unless one of the same method and seed stands there; tell whether it was added."""
+def append_row(row: Mapping[str, Any], results: Path) -> bool:
+    """Add a row unless there is one of the same method and seed; return whether it was added."""
     results.mkdir(parents=True, exist_ok=True)
     (ROOT / "runs").mkdir(exist_ok=True)
-    with FileLock(ROOT / "runs" / "pretraining.lock"):  # it stays behind, so it lies where git does not look
+    # The lock stays behind, so it lies where git does not look.
+    with FileLock(ROOT / "runs" / "pretraining.lock"):
         rows = read_rows(results)
-        is_new = all((old["method"], old["seed"]) != (row["method"], row["seed"]) for old in rows)
+        key = row["method"], row["seed"]
+        is_new = all((old["method"], old["seed"]) != key for old in rows)
         if is_new:
-            write_text(results / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in [*rows, row]))
+            lines = (json.dumps(row, allow_nan=False) + "\n" for row in [*rows, row])
+            write_text(results / ROWS, "".join(lines))
     return is_new
+
+
+# RUNS
+@contextmanager
+def claim(run_dir: Path) -> Iterator[bool]:
+    """Take a run for this process until it leaves or dies; yield False if another one has it."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{run_dir}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def train(name: str, seed: int, run_dir: Path) -> int:
+    """Train one method to the end in a process of its own; return its exit code."""
+    method = METHODS[name]
+    flags = ["--seed", str(seed), "--total-timesteps", str(method.total_timesteps)]
+    flags += ["--run-dir", str(run_dir), "--store", f"{run_dir}.sqlite", "--no-film"]
+    return subprocess.run([sys.executable, *method.command, *flags], cwd=ROOT).returncode
+
+
+def run(name: str, seed: int, args: Args) -> bool:
+    """Train what is not finished and record it; return whether that worked."""
+    run_dir, run_name = args.runs.resolve() / f"{name}-s{seed}", f"{name}, seed {seed}"
+    with claim(run_dir) as is_ours:
+        if not is_ours:
+            print(f"{run_name}: another process is at it", flush=True)
+            return True
+        was_finished = (run_dir / SUMMARY).exists()
+        if not was_finished:
+            print(f"{run_name}: begins", flush=True)
+            code = train(name, seed, run_dir)
+            if code:
+                print(f"{run_name}: failed with exit code {code}", flush=True)
+                return False
+        row = make_row(name, seed, run_dir)
+        if append_row(row, args.results):
+            score = row["final"]["achievements_per_episode"]
+            print(f"{run_name}: {score} achievements per episode", flush=True)
+        elif not was_finished:
+            there = f"{args.results / ROWS} has a row of it already, which stays"
+            print(f"{run_name}: {there}", flush=True)
+    return True
 
 
 def main(args: Args) -> None:
     """Run and record one after the other; exits with 1 if a run failed."""
-    runs, has_failed = plan(args), False
-    for number, (name, seed) in enumerate(runs, start=1):
-        method, run_dir = METHODS[name], args.runs.resolve() / f"{name}-s{seed}"
-        was_finished = (run_dir / SUMMARY).exists()
-        if not was_finished:
-            print(f"[{number}/{len(runs)}] {name}, seed {seed}", flush=True)
-            flags = ["--seed", str(seed), "--total-timesteps", str(method.total_timesteps)]
-            flags += ["--run-dir", str(run_dir), "--store", f"{run_dir}.sqlite", "--no-film"]
-            code = subprocess.run([sys.executable, *method.command, *flags], cwd=ROOT).returncode
-            if code:
-                has_failed = True
-                print(f"{name}, seed {seed}: failed with exit code {code}", flush=True)
-                continue
-        row = make_row(name, seed, run_dir)
-        if append_row(row, args.results):
-            print(f"{name}, seed {seed}: {row['final']['achievements_per_episode']} achievements per episode", flush=True)
-        elif not was_finished:
-            print(f"{name}, seed {seed}: {args.results / ROWS} has a row of it already, which stays", flush=True)
-    if has_failed:
+    worked = [run(name, seed, args) for name, seed in plan(args)]
+    if not all(worked):
         sys.exit(1)
 
 
-def _achievements(line: dict) -> float:
+def _achievements(line: Mapping[str, Any]) -> float:
     """Return a line's achievements per episode."""
     return line["achievements_per_episode"]
 

@@ -1,7 +1,8 @@
-"""Try settings of a learner on the oracle, one run each, and write what each gave: python benchmarks/tuning.py --learner ppo.
+"""Try settings of a learner on the oracle, one run each: python -m benchmarks.tuning --learner ppo.
 
-All methods then share the setting that was chosen. A run that is finished is not run again, one that was interrupted goes on; runs
-that stand in the directory beside those of the table are reported too.
+All methods then share the setting that was chosen. A run that is finished is not run again, one
+that was interrupted goes on; runs that stand in the directory beside those of the table are
+reported too.
 """
 
 import dataclasses
@@ -10,18 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.origin import RESULTS, ROOT
+from benchmarks.pretraining import final, mean
+from lab.cli import run_cli
+from lab.run import SUMMARY, read_config, read_json, read_metrics, write_json
 
-from benchmarks.pretraining import final, mean  # noqa: E402
-from lab.cli import run_cli  # noqa: E402
-from lab.run import SUMMARY, read_config, read_json, read_metrics, write_json  # noqa: E402
-
+SHARED = ("--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3")
 BASE = {
     "ppo": ["--learning-rate", "3e-4", "--total-timesteps", "1000000"],
     "dqn": [
-        *("--learning-rate", "3e-4", "--gamma", "0.99", "--policy-temperature", "0", "--munchausen", "0"),
-        *("--total-timesteps", "200000"),
+        *("--learning-rate", "3e-4", "--gamma", "0.99", "--policy-temperature", "0"),
+        *("--munchausen", "0", "--total-timesteps", "200000"),
     ],
 }
 VARIANTS = {
@@ -51,26 +51,24 @@ VARIANTS = {
         "b64-n10": ["--n-step", "10"],
         "b64-t.03-g.97": ["--gamma", "0.97", "--policy-temperature", "0.03"],
         "b64-t.1-g.97": ["--gamma", "0.97", "--policy-temperature", "0.1"],
-        "b64-t.03-g.97-lr1e-3": ["--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3"],
+        "b64-t.03-g.97-lr1e-3": [*SHARED],
         "b256-t.03-g.97-lr1e-3-n5": [
-            *("--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3"),
+            *SHARED,
             *("--sample-size", "256", "--train-frequency", "64", "--n-step", "5"),
         ],
-        "munchausen-n3": ["--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3", "--munchausen", "0.9"],
-        "munchausen-n1": [
-            *("--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3", "--munchausen", "0.9"),
-            *("--n-step", "1"),
-        ],
+        "munchausen-n3": [*SHARED, "--munchausen", "0.9"],
+        "munchausen-n1": [*SHARED, "--munchausen", "0.9", "--n-step", "1"],
     },
 }
 FIELDS = {
     "ppo": (
-        *("num_envs", "num_steps", "num_minibatches", "update_epochs", "learning_rate", "gamma", "gae_lambda", "ent_coef"),
-        *("hidden_size", "seed"),
+        *("num_envs", "num_steps", "num_minibatches", "update_epochs", "learning_rate", "gamma"),
+        *("gae_lambda", "ent_coef", "hidden_size", "goal_conditioned", "text_observation", "seed"),
     ),
     "dqn": (
-        *("sample_size", "train_frequency", "learning_rate", "gamma", "n_step", "target_network_frequency", "start_e", "end_e"),
-        *("policy_temperature", "munchausen", "exploration_fraction", "hidden_size", "seed"),
+        *("sample_size", "train_frequency", "learning_rate", "gamma", "n_step", "start_e", "end_e"),
+        *("target_network_frequency", "policy_temperature", "munchausen", "exploration_fraction"),
+        *("hidden_size", "goal_conditioned", "text_observation", "seed"),
     ),
 }
 
@@ -87,23 +85,32 @@ class Args:
 
 def row(learner: str, run_dir: Path) -> dict[str, Any]:
     """Return what a finished run was set to and gave, by tenths of its steps."""
-    config, lines, summary = read_config(run_dir), read_metrics(run_dir), read_json(run_dir / SUMMARY)
-    steps = lines[-1]["env_steps"]
+    config, lines = read_config(run_dir), read_metrics(run_dir)
+    arguments, steps = config["arguments"], lines[-1]["env_steps"]
     curve = []
     for tenth in range(1, 11):
-        inside = [line for line in lines if (tenth - 1) * steps < 10 * line["env_steps"] <= tenth * steps]
+        low, high = (tenth - 1) * steps, tenth * steps
+        inside = [line for line in lines if low < 10 * line["env_steps"] <= high]
         value = mean(inside, lambda line: line["achievements_per_episode"])
         curve.append(None if value is None else round(value, 2))
     return {
         "name": run_dir.name,
-        **{field: config["arguments"][field] for field in FIELDS[learner] if field in config["arguments"]},
+        **{field: arguments[field] for field in FIELDS[learner] if field in arguments},
         "env_steps": steps,
         "final": round(final(lines)["achievements_per_episode"], 2),
         "achievements_per_episode_by_tenths": curve,
-        "sps": round(summary["sps"]),
+        "sps": round(read_json(run_dir / SUMMARY)["sps"]),
         "git_commit": config["git_commit"],
         "git_dirty": config["git_dirty"],
     }
+
+
+def train(learner: str, flags: list[str], run_dir: Path) -> None:
+    """Train one variant to the end in a process of its own."""
+    where = ["--run-dir", str(run_dir), "--store", f"{run_dir}.sqlite"]
+    command = [sys.executable, f"ellm_{learner}.py", "--goal-source", "oracle", *BASE[learner]]
+    command += [*flags, "--evaluate-episodes", "0", "--no-film", *where]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def main(args: Args) -> None:
@@ -111,17 +118,17 @@ def main(args: Args) -> None:
     for name, flags in VARIANTS[args.learner].items():
         run_dir = args.runs.resolve() / name
         if not (run_dir / SUMMARY).exists():
-            command = [sys.executable, f"ellm_{args.learner}.py", "--goal-source", "oracle", *BASE[args.learner], *flags]
-            command += ["--evaluate-episodes", "0", "--no-film", "--run-dir", str(run_dir), "--store", f"{run_dir}.sqlite"]
-            subprocess.run(command, cwd=ROOT, check=True)
+            train(args.learner, flags, run_dir)
     rows = [row(args.learner, path.parent) for path in sorted(args.runs.glob(f"*/{SUMMARY}"))]
     rows = sorted(rows, key=lambda row: -row["final"])
     for entry in rows:
         print(f"{entry['final']:6.2f}  {entry['name']}")
-    out = ROOT / "results" / "tuning" / f"{args.learner}.json"
+    out = RESULTS / "tuning" / f"{args.learner}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    what = "--goal-source oracle, one run each; final: achievements per episode over the last 5% of the steps"
-    write_json(out, {"command": f"python benchmarks/tuning.py --learner {args.learner}", "what": what, "rows": rows})
+    command = f"python -m benchmarks.tuning --learner {args.learner}"
+    scored = "final: achievements per episode over the last 5% of the steps"
+    what = f"--goal-source oracle, one run each; {scored}"
+    write_json(out, {"command": command, "what": what, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,33 +1,38 @@
-"""Goal quality: grading by hand, references, the scenes that are shipped, and both scripts end to end on a toy world."""
+"""Goal quality: grades by hand, references, the scenes that ship, and all of it on a toy world."""
 
+import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ellm_ppo
-import goals.service
-from benchmarks import goal_quality, scenes
+import goals.sources
+from benchmarks import goal_quality, llm_speed, scenes
 from lab.errors import UserError
-from tests.toy_world import FACTS, ToyWorld
-from tests.training import PROMPT, TableModel, train
+from tests.helpers.scripted_model import ScriptedModel
+from tests.helpers.table_model import PROMPT, TableModel
+from tests.toy.world import FACTS, ToyWorld
 from worlds import make_world
-from worlds.crafter import EFFECTS
-from worlds.crafter import FACTS as CRAFTER_FACTS
+from worlds.world import WorldArgs, mask_of
 
+TOY = "tests.toy.world:ToyWorld"
+TINY = {
+    "num_envs": 4,
+    "num_steps": 8,
+    "num_minibatches": 2,
+    "update_epochs": 1,
+    "hidden_size": 16,
+    "evaluate_episodes": 0,
+}
 SUGGESTED = np.array([[1, 1, 0], [1, 0, 0]], bool)
 SHARES = np.array([[1.0, 0.5, 0.0], [0.0, 0.0, 1.0]])
 WEIGHTS = np.array([1.0, 3.0])
 
 
-def pack(facts, names):
-    bits = sum(1 << facts.index(name) for name in names)
-    return [bits >> shift & 0xFFFFFFFF for shift in range(0, len(facts), 32)]
-
-
-def crafter_scenes(*scenes_):
-    return np.array([pack(CRAFTER_FACTS, names) for names in scenes_], np.uint32)
+@pytest.fixture(scope="module")
+def crafter():
+    return make_world(WorldArgs())
 
 
 def sample_of(packed, shares):
@@ -37,14 +42,12 @@ def sample_of(packed, shares):
 
 def test_grades_by_hand():
     grades = goal_quality.grade(SUGGESTED, SHARES, np.ones(2))
-    assert grades == pytest.approx(
-        {"precision": 1.5 / 3, "recall": 1.5 / 2.5, "f1": 3 / 5.5, "goals_per_scene": 1.5}
-    )
+    expected = {"precision": 1.5 / 3, "recall": 1.5 / 2.5, "f1": 3 / 5.5, "goals_per_scene": 1.5}
+    assert grades == pytest.approx(expected)
     # The second scene, three times as heavy, adds three wrong suggestions and misses three.
     grades = goal_quality.grade(SUGGESTED, SHARES, WEIGHTS)
-    assert grades == pytest.approx(
-        {"precision": 1.5 / 5, "recall": 1.5 / 4.5, "f1": 3 / 9.5, "goals_per_scene": 5 / 4}
-    )
+    expected = {"precision": 1.5 / 5, "recall": 1.5 / 4.5, "f1": 3 / 9.5, "goals_per_scene": 5 / 4}
+    assert grades == pytest.approx(expected)
 
 
 def test_nothing_suggested_has_no_precision():
@@ -75,35 +78,33 @@ def test_the_error_is_that_of_the_draw():
     assert goal_quality.f1_error(suggested, np.ones((400, 1)), np.ones(400)) == pytest.approx(0.0)
 
 
-def test_references_know_what_they_say_they_know():
-    world = make_world("crafter")
-    packed = crafter_scenes(["see cow", "have wood"], ["see tree", "have stone pickaxe", "sleepy"])
-    shares = np.zeros((2, len(world.captions)))
-    shares[0, world.captions.index("eat cow")] = 0.6
-    shares[1, world.captions.index("sleep")] = 0.4
-    found = goal_quality.references(world, sample_of(packed, shares))
+def test_references_know_what_they_say_they_know(crafter):
+    seen = (["see cow", "have wood"], ["see tree", "have stone pickaxe", "sleepy"])
+    packed = np.stack([mask_of(crafter.facts, facts) for facts in seen])
+    shares = np.zeros((2, len(crafter.captions)))
+    shares[0, crafter.captions.index("eat cow")] = 0.6
+    shares[1, crafter.captions.index("sleep")] = 0.4
+    found = goal_quality.references(crafter, sample_of(packed, shares))
 
     def goals(name, row):
-        return {
-            caption for caption, yes in zip(world.captions, found[name][row], strict=True) if yes
-        }
+        return {crafter.captions[i] for i in np.flatnonzero(found[name][row])}
 
-    assert goals("all goals", 0) == set(world.captions[1:])
+    assert goals("all goals", 0) == set(crafter.captions[1:])
     makeable = {
-        c
-        for c in world.captions
-        if c.startswith(("make ", "place "))
-        and c.endswith(("pickaxe", "sword", "table", "furnace"))
+        caption
+        for caption in crafter.captions
+        if caption.startswith(("make ", "place "))
+        and caption.endswith(("pickaxe", "sword", "table", "furnace"))
     }
-    cow = {f"{verb} cow" for verb in ("mine", "eat", "attack", "chop", "drink", "place", "make")}
+    verbs = ("mine", "eat", "attack", "chop", "drink", "place", "make")
+    cow = {f"{verb} cow" for verb in verbs}
     assert goals("grounded", 0) == makeable | cow | {"sleep"}
     assert goals("in view", 0) == cow - {"place cow", "make cow"}
-    assert {"chop tree", "eat stone pickaxe"} < goals("in view", 1) and "sleep" not in goals(
-        "in view", 1
-    )
+    assert {"chop tree", "eat stone pickaxe"} < goals("in view", 1)
+    assert "sleep" not in goals("in view", 1)
     assert goals("in view, pairs given", 0) == {"eat cow", "attack cow"}
     assert goals("in view, pairs given", 1) == {"chop tree"}
-    assert goals("all goals, pairs given", 1) == set(EFFECTS)
+    assert goals("all goals, pairs given", 1) == crafter.meaningful
     assert goals(goal_quality.CEILING, 0) == {"eat cow"} and not goals(goal_quality.CEILING, 1)
 
 
@@ -121,34 +122,30 @@ def test_weighted_draws_stand_for_all_steps():
     assert rows.tolist() == [0, 1] and weights.tolist() == [0.5, 1.5]
 
 
-def test_shipped_scenes_are_whole_and_their_splits_share_nothing():
-    world, path = make_world("crafter"), goal_quality.Args().scenes
-    sets = scenes.load(path, world)
+def test_shipped_scenes_are_whole_and_their_splits_share_nothing(crafter):
+    path = scenes.scenes_path(crafter)
+    sets = scenes.load(path, crafter)
     assert path.stat().st_size < 500_000 and len(sets.calibration) == 256
-    compact = [
-        set(map(bytes, part & world.prompt_mask("compact")))
-        for part in (sets.dev.scenes, sets.test.scenes, sets.calibration)
-    ]
+    parts = (sets.dev.scenes, sets.test.scenes, sets.calibration)
+    compact = [set(map(bytes, part & crafter.prompt_mask("compact"))) for part in parts]
     assert not (compact[0] & compact[1] or compact[0] & compact[2] or compact[1] & compact[2])
-    never = ~goal_quality.possible_captions(world)
+    never = ~goal_quality.meaningful_captions(crafter)
     for sample in (sets.dev, sets.test):
-        assert ((sample.shares >= 0) & (sample.shares <= 1)).all() and not sample.shares[
-            :, never
-        ].any()
+        assert ((sample.shares >= 0) & (sample.shares <= 1)).all()
+        assert not sample.shares[:, never].any()
         for source in sets.header["sources"]:
             mine = sample.sources == source
             assert len(np.unique(sample.scenes[mine], axis=0)) == mine.sum() == 150
             assert sample.weights[mine].mean() == pytest.approx(1.0)
 
 
-def test_scenes_that_do_not_fit_are_refused(tmp_path):
-    path, world = tmp_path / "scenes.npz", make_world("crafter")
+def test_scenes_that_do_not_fit_are_refused(tmp_path, crafter):
+    path = tmp_path / "scenes.npz"
     path.write_bytes(b"torn")
     with pytest.raises(UserError, match="scenes.npz cannot be read"):
-        scenes.load(path, world)
+        scenes.load(path, crafter)
     with pytest.raises(UserError, match="other words than toy has"):
-        world = ToyWorld()
-        scenes.load(goal_quality.Args().scenes, world)
+        scenes.load(scenes.scenes_path(crafter), ToyWorld())
 
 
 def test_equal_scenes_are_merged():
@@ -160,23 +157,19 @@ def test_equal_scenes_are_merged():
     np.testing.assert_allclose(merged.shares, [[0.75, 0.0], [1.0, 1.0]])
 
 
-def test_sampling_plays_a_run(tmp_path, monkeypatch):
-    world = ToyWorld()
-    train(monkeypatch, world, tmp_path, "oracle", goal_source="oracle", total_timesteps=64)
-    out, visited = tmp_path / "scenes.npz", tmp_path / "visited.npz"
-    args = scenes.Args(
-        run_dirs=(tmp_path / "oracle",),
-        steps=200,
-        num_worlds=8,
-        scenes_per_split=9,
-        out=out,
-        visited=visited,
-    )
-    scenes.main(args)
-    sets = scenes.load(out, world)
+def test_sampling_plays_a_run(tmp_path):
+    run_dir, out, visited = tmp_path / "oracle", tmp_path / "scenes.npz", tmp_path / "visited.npz"
+    where = {"run_dir": str(run_dir), "store": str(tmp_path / "store.sqlite")}
+    run_args = ellm_ppo.Args(env=TOY, goal_source="oracle", total_timesteps=64, **TINY, **where)
+    ellm_ppo.main(run_args)
+    size = {"steps": 200, "num_worlds": 8, "scenes_per_split": 9}
+    scenes.main(scenes.Args(run_dirs=(run_dir,), out=out, visited=visited, **size))
+    sets = scenes.load(out, ToyWorld())
+    sources = sets.header["sources"]
+    assert sources["oracle"]["steps"] >= 200 and sources["random"]["steps"] >= 100
     assert (
-        sets.header["sources"]["oracle"]["steps"] >= 200
-        and sets.header["sources"]["random"]["steps"] >= 100
+        sources["oracle"]["goal_source"] == "oracle"
+        and "doors_opened_per_episode" in (sources["oracle"])
     )
     packed = np.concatenate([sets.dev.scenes, sets.test.scenes])[:, 0]
     shares = np.concatenate([sets.dev.shares, sets.test.shares])
@@ -188,29 +181,26 @@ def test_sampling_plays_a_run(tmp_path, monkeypatch):
     assert set(np.unique(shares)) <= {0.0, 1.0} and not shares[:, [0, 3]].any()
     with np.load(visited) as file:
         visits = file["visits"]
-        assert visits.sum() == sum(source["steps"] for source in sets.header["sources"].values())
+        assert visits.sum() == sum(source["steps"] for source in sources.values())
         assert (np.diff(visits) <= 0).all() and (file["scenes"] < 8).all()
     with pytest.raises(UserError, match="two runs are called oracle"):
-        scenes.main(
-            scenes.Args(run_dirs=(tmp_path / "oracle",) * 2, steps=2, num_worlds=2, out=out)
-        )
+        args = scenes.Args(run_dirs=(run_dir, run_dir), steps=2, num_worlds=2, out=out)
+        scenes.main(args)
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """Three scenes of the toy world and a model that answers from a table; return both and the arguments."""
+    """Three scenes of the toy world, a model that answers from a table, and the arguments."""
     world, model = ToyWorld(), TableModel()
-    monkeypatch.setattr(ellm_ppo, "make_args_world", lambda args: world)
-    monkeypatch.setattr(goals.service, "load_language_model", lambda *args, **kwargs: model)
-    monkeypatch.setitem(goal_quality.POSSIBLE, "toy", ("take key", "open door"))
+    monkeypatch.setattr(goals.sources, "load_language_model", lambda *args, **kwargs: model)
     prompt = tmp_path / "toy_open_v1.txt"
     prompt.write_text(PROMPT, encoding="utf-8")
-    names = (
+    seen = (
         ["see key", "stand at 0"],
         ["have key", "stand at 1"],
         ["have key", "see door", "stand at 3"],
     )
-    packed = np.array([pack(FACTS, facts) for facts in names], np.uint32)
+    packed = np.stack([mask_of(FACTS, facts) for facts in seen])
     arrays = {
         "scenes": packed,
         "shares": np.array([[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]], np.float32),
@@ -219,14 +209,13 @@ def toy(tmp_path, monkeypatch):
         "sources": np.zeros(3, np.uint8),
     }
     header = {"sources": {"random": {}}, "captions": world.captions, "facts": world.facts}
-    arrays = {
+    labelled = {
         f"{split}_{name}": values for split in scenes.LABELLED for name, values in arrays.items()
     }
-    scenes.save(
-        tmp_path / "toy.npz",
-        {"header": np.array(json.dumps(header)), "calibration": packed, **arrays},
-    )
+    labelled |= {"header": np.array(json.dumps(header)), "calibration": packed}
+    scenes.save(tmp_path / "toy.npz", labelled)
     args = goal_quality.Args(
+        env=TOY,
         llm="table",
         forms=("open",),
         prompt=str(prompt),
@@ -241,20 +230,17 @@ def test_a_model_is_asked_once_and_graded_as_a_run_would_see_it(toy, tmp_path, c
     args, model = toy
     results = goal_quality.main(args)
     assert len(model.prompts) == 3 and results["asked"]["open"]["usage"]["queries"] == 3
-    alone, grounded = (
-        results["forms"][f"open, {kind}"]["by_visits"] for kind in ("alone", "grounded")
-    )
-    # take key | open door, kick wall | open door, kick wall; and in every scene a song, which is no caption.
+    kinds = ("alone", "grounded")
+    alone, grounded = (results["forms"][f"open, {kind}"]["by_visits"] for kind in kinds)
+    # take key | open door, kick wall | open door, kick wall; and in every scene a song, which is no
+    # caption.
     assert (alone["precision"], alone["recall"]) == (pytest.approx(2 / 5), 1.0)
-    assert alone["classes"] == pytest.approx(
-        {"good": 2 / 8, "not now": 1 / 8, "never": 2 / 8, "no pair": 3 / 8}
-    )
+    classes = {"good": 2 / 8, "not now": 1 / 8, "never": 2 / 8, "no pair": 3 / 8}
+    assert alone["classes"] == pytest.approx(classes)
     # Far from the door there is none to open.
     assert (grounded["precision"], grounded["recall"]) == (pytest.approx(2 / 3), 1.0)
-    assert results["forms"]["open, alone"]["goals"]["open door"] == {
-        "precision": 0.5,
-        "recall": 1.0,
-    }
+    goals = results["forms"]["open, alone"]["goals"]
+    assert goals["open door"] == {"precision": 0.5, "recall": 1.0}
     assert results["references"]["grounded"]["by_visits"]["precision"] == pytest.approx(2 / 5)
     assert "open, grounded" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -264,16 +250,13 @@ def test_a_model_is_asked_once_and_graded_as_a_run_would_see_it(toy, tmp_path, c
 def test_results_of_the_same_scenes_are_compared(toy, tmp_path):
     args, _ = toy
     goal_quality.main(args)
-    goal_quality.main(goal_quality.dataclasses.replace(args, every=2, out=tmp_path / "fewer"))
+    goal_quality.main(dataclasses.replace(args, every=2, out=tmp_path / "fewer"))
     both = tmp_path / "both"
     goal_quality.main(goal_quality.Args(compare=(tmp_path / "results.json",) * 2, out=both))
     assert both.with_suffix(".png").stat().st_size > 10_000
     with pytest.raises(UserError, match="not of the same scenes"):
-        goal_quality.main(
-            goal_quality.Args(
-                compare=(tmp_path / "results.json", tmp_path / "fewer.json"), out=both
-            )
-        )
+        files = (tmp_path / "results.json", tmp_path / "fewer.json")
+        goal_quality.main(goal_quality.Args(compare=files, out=both))
 
 
 def test_flags_that_say_nothing_are_refused(toy):
@@ -281,26 +264,52 @@ def test_flags_that_say_nothing_are_refused(toy):
     with pytest.raises(UserError, match="say whom to ask"):
         goal_quality.main(goal_quality.Args())
     with pytest.raises(UserError, match="--prompt is for one form"):
-        goal_quality.main(goal_quality.dataclasses.replace(args, forms=("open", "rules")))
+        goal_quality.main(dataclasses.replace(args, forms=("open", "rules")))
     with pytest.raises(UserError, match="--every 0"):
-        goal_quality.main(goal_quality.dataclasses.replace(args, every=0))
+        goal_quality.main(dataclasses.replace(args, every=0))
     with pytest.raises(UserError, match="at least one run"):
         scenes.main(scenes.Args(run_dirs=()))
 
 
-def test_what_runs_get_is_what_is_graded():
-    args = goal_quality.run_args(goal_quality.Args(llm="x", prompt_scope="compact"), "open")
-    assert (args.goal_source, args.goal_form, args.llm, args.prompt_scope) == (
-        "llm",
-        "open",
-        "x",
-        "compact",
+def test_what_runs_get_is_what_is_graded(crafter):
+    args = goal_quality.make_goal_args(goal_quality.Args(llm="x"), "open")
+    assert (args.goal_source, args.goal_form, args.llm) == ("llm", "open", "x")
+    assert (args.grounding, args.prompt_scope) == (True, "compact")
+    alone = goal_quality.Ungrounded(crafter)
+    assert alone.captions is crafter.captions
+    assert not alone.grounding_masks().any() and not alone.in_view_masks().any()
+    assert crafter.grounding_masks().any() and crafter.in_view_masks().any()
+
+
+def test_results_of_a_world_of_ones_own_have_its_name():
+    args = goal_quality.Args()
+    crafter = goal_quality.default_out(args, ToyWorld(), "m")
+    assert crafter == goal_quality.RESULTS / "goal_quality" / "m"
+    args = dataclasses.replace(args, env=TOY, split="dev")
+    assert goal_quality.default_out(args, ToyWorld(), "m").name == "toy-m-dev"
+
+
+def test_models_are_timed_in_all_forms(toy, tmp_path, monkeypatch, capsys):
+    scorer, lister = ScriptedModel(), ScriptedModel(can_score=False)
+    engines = {"transformers": scorer, "llama.cpp": lister}
+    monkeypatch.setattr(llm_speed, "load_language_model", lambda llm, engine: engines[engine])
+    args = llm_speed.Args(
+        env=TOY,
+        llms=("model.gguf",),
+        batches=(1, 2),
+        answers=2,
+        rounds=2,
+        scenes=toy[0].scenes,
+        out=tmp_path / "speed.json",
     )
-    world = make_world("crafter")
-    alone = goal_quality.Ungrounded(world)
-    assert (
-        alone.captions is world.captions
-        and not alone.grounding_masks().any()
-        and not alone.in_view_masks().any()
+    result = llm_speed.main(args)
+    rows = [(row["engine"], row["form"], row["batch"]) for row in result["answers_per_second"]]
+    fast = [("transformers", batch) for batch in (1, 2)]
+    for form in ("open", "closed", "yes-no"):
+        expected = fast if form == "closed" else [("llama.cpp", 1), *fast]
+        assert [(engine, batch) for engine, kind, batch in rows if kind == form] == expected
+    assert all(
+        row["median"] > 0 and len(row["rounds"]) == 2 for row in result["answers_per_second"]
     )
-    assert world.grounding_masks().any() and jnp.any(world.in_view_masks())
+    assert json.loads((tmp_path / "speed.json").read_text()) == result
+    assert capsys.readouterr().out.count("\n") == 1 + len(rows)

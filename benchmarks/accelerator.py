@@ -1,0 +1,155 @@
+"""Measure worlds and learners on whatever device JAX finds: python -m benchmarks.accelerator.
+
+For each number of worlds, in one process: worlds alone with random actions, plain craftax with
+optimistic resets, ELLM with PPO and with DQN, which read goals and facts (whole updates, warm).
+Reports steps a second, compile time and memory, and the fastest number of worlds of each, by which
+--preset gpu is chosen. After --budget seconds nothing new begins; what was left out is listed.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import ellm_dqn
+import ellm_ppo
+from benchmarks import speed
+from benchmarks.origin import RESULTS, command_line, git_commit, machine, versions
+from lab.cli import run_cli
+from lab.compile_clock import CompileClock
+from lab.run import write_text
+
+PACKAGES = ("jax", "jaxlib", "flax", "craftax")
+PPO_MINIBATCH = 2048  # env steps, at least; there are at most 8 minibatches
+Make = Callable[[], tuple[speed.Run, int]]  # makes a contestant: one round of it, its env steps
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure, print and write the speeds."""
+
+    num_envs: tuple[int, ...] = (256, 1024, 4096, 16384)
+    """numbers of worlds in step"""
+    num_steps: int = 16
+    """steps of each world per rollout"""
+    hidden_size: int = 512
+    """width of the learners' hidden layers"""
+    dqn_sample_size: int = 1024
+    """transitions per gradient step of DQN"""
+    buffer_size: int = 1_000_000
+    """transitions in DQN's replay, at least those of two updates"""
+    rounds: int = 5
+    """timed rounds of each contestant"""
+    budget: float = 420.0
+    """time after which nothing new begins [s]"""
+    out: Path = RESULTS / "accelerator.json"
+    """where the figures go"""
+
+
+def contestants(args: Args, num_envs: int) -> dict[str, Make]:
+    """Return by name what makes a contestant."""
+    size = speed.Args(num_envs=num_envs, num_steps=args.num_steps)
+    shape = {"num_envs": num_envs, "num_steps": args.num_steps, "hidden_size": args.hidden_size}
+    steps = size.num_env_steps
+    ppo = {"num_minibatches": max(1, min(8, steps // PPO_MINIBATCH))}
+    # An update of DQN takes a gradient step for each `sample` env steps: every step is used once.
+    sample = min(args.dqn_sample_size, steps)
+    dqn = {"sample_size": sample, "train_frequency": sample, "target_network_frequency": sample}
+    dqn |= {"buffer_size": max(args.buffer_size, 2 * steps), "learning_starts": 0}
+    return {
+        "worlds": lambda: (speed.random_ours(size), steps),
+        "craftax": lambda: (speed.random_reference(size, speed.optimistic), steps),
+        "ppo": lambda: speed.train_ours(ellm_ppo, **shape, **ppo),
+        "dqn": lambda: speed.train_ours(ellm_dqn, **shape, **dqn),
+    }
+
+
+def measure(make: Make, rounds: int) -> dict[str, Any]:
+    """Make a contestant, run it until all is compiled, then time it; return its figures."""
+    clock = CompileClock()
+    run, steps = make()
+    for _ in range(speed.WARM_UP):
+        run()
+    compile_seconds, programs, seconds = clock.seconds, clock.programs, []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "steps_per_second": steps / statistics.median(seconds),
+        "fastest": steps / min(seconds),
+        "slowest": steps / max(seconds),
+        "compile_seconds": compile_seconds,
+        "compiled_while_timed": clock.programs - programs,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def peak_memory() -> int:
+    """Return the most bytes in use so far, by any contestant.
+
+    Of the device where it tells, else of this process.
+    """
+    told = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(told.get("peak_bytes_in_use", own))
+
+
+def measure_all(args: Args) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the figures of what fits into the budget, and what was left out."""
+    began, rows, left_out = time.perf_counter(), [], []
+    for num_envs in args.num_envs:
+        for name, make in contestants(args, num_envs).items():
+            what = {"what": name, "num_envs": num_envs}
+            if time.perf_counter() - began > args.budget:
+                left_out.append(what | {"why": "budget"})
+                continue
+            try:
+                row = what | measure(make, args.rounds)
+            except jax.errors.JaxRuntimeError as error:  # most likely out of memory
+                left_out.append(what | {"why": str(error).splitlines()[0][:200]})
+                continue
+            rows.append(row)
+            rate, compiling = row["steps_per_second"], row["compile_seconds"]
+            told = f"{rate:>12,.0f} steps/s, {compiling:.0f} s compiling"
+            print(f"{name:>8} {num_envs:>7,} worlds {told}", flush=True)
+    return rows, left_out
+
+
+def fastest(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return for each contestant the number of worlds with which it was the fastest."""
+    ordered = sorted(rows, key=lambda row: row["steps_per_second"])
+    return {row["what"]: row["num_envs"] for row in ordered}
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Measure, print, and return what the JSON holds."""
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    began, device = time.perf_counter(), jax.local_devices()[0]
+    rows, left_out = measure_all(args)
+    result = {
+        "command": command_line("accelerator"),
+        "device": f"{device.platform}: {device.device_kind}",
+        "machine": machine(),
+        "packages": versions(PACKAGES),
+        "git_commit": git_commit(),
+        "fastest_num_envs": fastest(rows),
+        "rows": rows,
+        "left_out": left_out,
+        "seconds": time.perf_counter() - began,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    run_cli(main, Args)
