@@ -78,7 +78,7 @@ class Args(RunArgs, WorldArgs, GoalArgs):
     target_network_frequency: int = 8_000
     """env steps between copies of the parameters into the target network"""
     start_e: float = 1.0  # chance of a random action at the start
-    end_e: float = 0.01  # chance of a random action after the exploration, and in evaluation
+    end_e: float = 0.01  # chance of a random action after the exploration
     policy_temperature: float = 0.03
     """temperature of a softmax over the action values, for most of the 139 actions do nothing and
     the best may be one of them for ever; 0: always the best action, as in the paper"""
@@ -87,7 +87,15 @@ class Args(RunArgs, WorldArgs, GoalArgs):
     munchausen: float = 0.9
     """share of the log-probability of the action taken that is added to its reward (Munchausen
     DQN), which averages the noise of action values; 0: double Q-learning, as in the paper"""
-    max_grad_norm: float = 10.0  # gradients are scaled down to this global norm
+    max_grad_norm: float = 10.0  # gradients are scaled down to this global norm; 0: they are not
+    adam_eps: float = 1e-5  # what Adam adds to the root of the second moment; the paper's: 1e-8
+    reward_clip: float = 0.0  # rewards are clipped to plus and minus this; 0: not; the paper's: 1
+    time_limit_ends: bool = False
+    """nothing is to come after the time limit, as in the paper, instead of a state's value"""
+    evaluation_e: float = 0.01  # chance of a random action in evaluation; the paper's: 0.001
+    network: Literal["narrow", "paper"] = "narrow"
+    """narrow: two layers with layer norm, then linear heads; paper: features at unit length, one
+    linear layer, two hidden layers in each head"""
     # END DQN
     hidden_size: int = 256  # width of the two hidden layers
     caption_memory: bool = True
@@ -155,6 +163,12 @@ PRESETS = {
         "gamma": 0.99,
         "policy_temperature": 0.0,
         "munchausen": 0.0,
+        "max_grad_norm": 0.0,
+        "adam_eps": 1e-8,
+        "reward_clip": 1.0,
+        "time_limit_ends": True,
+        "evaluation_e": 0.001,
+        "network": "paper",
     },
 }
 # END DQN
@@ -309,19 +323,47 @@ class Torso(nn.Module):
 
 
 # BEGIN DQN
+class PaperTorso(nn.Module):
+    """The paper's: what is seen at unit length, then one linear layer for all that is read."""
+
+    hidden_size: int
+
+    @nn.compact
+    def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
+        """Return features [B, hidden_size] float32."""
+        seen = inputs.observation
+        if seen.ndim > 2:
+            seen = seen.astype(jnp.float32) / 255.0
+            for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+                seen = nn.relu(Convolution(features, size, stride)(seen))
+            seen = seen.reshape(seen.shape[0], -1)
+        seen /= jnp.maximum(jnp.linalg.norm(seen, axis=-1, keepdims=True), 1e-12)
+        sets = word_sets(tables, inputs.text, inputs.goals)
+        words = [Words(self.hidden_size // 2)(texts) for texts in sets]
+        captions = inputs.captions_so_far.astype(jnp.float32)
+        return nn.Dense(self.hidden_size)(jnp.concatenate([seen, captions, *words], axis=-1))
+
+
 class DuelingNetwork(nn.Module):
     """Action values as value plus advantages on one torso (Wang et al., 2016)."""
 
     num_actions: int
     hidden_size: int
+    kind: str
 
     @nn.compact
     def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return action values [B, A] float32."""
-        x = Torso(self.hidden_size)(inputs, tables)
-        init = nn.initializers.orthogonal
-        advantages = nn.Dense(self.num_actions, kernel_init=init(0.01))(x)
-        values = nn.Dense(1, kernel_init=init(1.0))(x)
+        is_paper, size = self.kind == "paper", self.hidden_size
+        x = (PaperTorso if is_paper else Torso)(size)(inputs, tables)
+
+        def head(width, scale):
+            y = x
+            for _ in range(2 if is_paper else 0):
+                y = nn.relu(nn.Dense(size)(y))
+            return nn.Dense(width, kernel_init=nn.initializers.orthogonal(scale))(y)
+
+        advantages, values = head(self.num_actions, 0.01), head(1, 1.0)
         return values + advantages - advantages.mean(-1, keepdims=True)
 
 
@@ -339,7 +381,7 @@ def make_setup(args: Args, world: World, service: GoalService) -> Setup:
     if args.num_envs * args.buffer_steps < fewest:
         small = f"--buffer-size {args.buffer_size} is too small for --num-envs {args.num_envs}"
         raise UserError(f"{small}: at least {fewest}")
-    network = DuelingNetwork(len(world.actions), args.hidden_size)
+    network = DuelingNetwork(len(world.actions), args.hidden_size, args.network)
     # END DQN
     envs = VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs))
     return Setup(args, world, envs, network)
@@ -347,9 +389,10 @@ def make_setup(args: Args, world: World, service: GoalService) -> Setup:
 
 # BEGIN DQN
 def make_optimizer(args: Args) -> optax.GradientTransformation:
-    """Return Adam with clipped gradients."""
-    clip = optax.clip_by_global_norm(args.max_grad_norm)
-    return optax.chain(clip, optax.adam(args.learning_rate, eps=1e-5))
+    """Return Adam, with clipped gradients if --max-grad-norm says so."""
+    adam = optax.adam(args.learning_rate, eps=args.adam_eps)
+    clip = optax.clip_by_global_norm(args.max_grad_norm) if args.max_grad_norm else optax.identity()
+    return optax.chain(clip, adam)
 
 
 # END DQN
@@ -701,13 +744,14 @@ def update(
     # BEGIN DQN
     # REPLAY
     last = pack_input(setup, read(setup, tables, goal_key, state.last)[0])
+    clip, ends = setup.args.reward_clip or np.inf, np.asarray(setup.args.time_limit_ends)
     replay = add(
         state.replay,
         inputs=rollout.inputs,
         actions=rollout.actions,
-        rewards=rewards,
-        terminated=rollout.terminated,
-        truncated=rollout.truncated,
+        rewards=jnp.clip(rewards, -clip, clip),
+        terminated=rollout.terminated | (rollout.truncated & ends),
+        truncated=rollout.truncated & ~ends,
         last=last,
     )
 
@@ -745,7 +789,7 @@ def act(
     inputs, scenes, suggested = read(setup, tables, goal_key, moment)
     # BEGIN DQN
     values = setup.network.apply(params, inputs, tables)
-    actions = choose_actions(args, values, policy_key, args.end_e)
+    actions = choose_actions(args, values, policy_key, args.evaluation_e)
     # END DQN
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from goals.carried import file_sha256
 from lab.errors import UserError
 
 GEMMA = "gemma3-270m"
@@ -111,7 +112,7 @@ def check_is_file(path: Path) -> None:
 
 def gguf_identity(path: Path) -> str:
     """Name a GGUF file by its name and its bytes."""
-    return f"{path.name.lower()}@{hash_files([path])[:16]}"
+    return f"{path.name.lower()}@{file_sha256(path)[:16]}"
 
 
 def hash_files(paths: Sequence[Path]) -> str:

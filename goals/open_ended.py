@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from goals.model import LanguageModel
 from goals.prompts import load_prompt, newest_version
@@ -25,9 +25,9 @@ class OpenEnded:
     """The form as the service sees it: a scene's sentence is the question, a list the answer.
 
     With `votes` above 1 each scene is answered so often, each time drawn with another seed, and a
-    goal counts if more than half of the lists name it. prompts: the prompt's hash by name;
-    prompt_hash and parameters are part of the stores' key. Raises UserError as `load_prompt`, or if
-    votes could not differ.
+    goal counts if more than half of the lists name it. answered: see `newest_version`. prompts:
+    the prompt's hash by name; prompt_hash and parameters are part of the stores' key. Raises
+    UserError as `load_prompt`, or if votes could not differ.
     """
 
     def __init__(
@@ -38,8 +38,9 @@ class OpenEnded:
         temperature: float = 0.0,
         seed: int = 0,
         votes: int = 1,
+        answered: Collection[str] = (),
     ):
-        file = prompt or newest_version(world.prompts / f"{world.name}_open")
+        file = prompt or newest_version(world.prompts / f"{world.name}_open", answered)
         self._template, self.prompt_hash = load_prompt(file)
         self.prompts = {"open": self.prompt_hash}
         self.parameters = {

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,10 +49,17 @@ def load_prompt(path: str | os.PathLike, placeholders: Sequence[str] = ("scene",
     return Prompt(template, hash_bytes(content))
 
 
-def newest_version(prefix: Path) -> Path:
-    """Return the file <prefix>_v<k>.txt of the largest k, or where the first would be."""
-    numbers = [k for name, k in prompt_versions(prefix.parent) if name == prefix.name]
-    return prefix.with_name(f"{prefix.name}_v{max(numbers, default=1)}.txt")
+def newest_version(prefix: Path, answered: Collection[str] = ()) -> Path:
+    """Return the file <prefix>_v<k>.txt of the largest k, or where the first would be.
+
+    answered: hashes of prompts that there are answers to; where some version is one of them, only
+    those count: a later prompt does not make a recording useless.
+    """
+    versions = prompt_versions(prefix.parent)
+    numbers = {k: path for (name, k), path in versions.items() if name == prefix.name}
+    known = [k for k, path in numbers.items() if hash_bytes(path.read_bytes()) in answered]
+    newest = max(known or numbers, default=1)
+    return prefix.with_name(f"{prefix.name}_v{newest}.txt")
 
 
 def prompt_versions(folder: Path) -> dict[tuple[str, int], Path]:

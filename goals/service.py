@@ -64,7 +64,8 @@ class GoalService:
         self.form: Form | None = None  # of asking, if anybody is asked
         if self.source == "llm":
             self._sources = open_sources(world, args, self.store)
-            self.form = make_form(world, args, self._sources.name, seed)
+            sources = self._sources
+            self.form = make_form(world, args, sources.name, seed, sources.answered)
         self._asker = self._make_asker()
         is_async = args.in_background and self._sources.model is not None
         self.background = Background(self._open_background) if is_async else None

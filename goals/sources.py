@@ -31,6 +31,13 @@ class Sources:
         """Where answers come from, in one word."""
         return "live" if self.model else "recorded" if self.recorded else "stored"
 
+    @property
+    def answered(self) -> set[str]:
+        """The hashes of the prompts that a recording answers, if nobody is asked."""
+        if self.model is not None or self.recorded is None:
+            return set()
+        return {prompt for _, prompt, _ in self.recorded.sources()}
+
     def close_model(self) -> None:
         """Let go of the live model, which ends whatever it is being asked."""
         if self.model is not None:

@@ -23,9 +23,10 @@ from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from lab.play import Policy, play
 from lab.replay import Transitions
-from tests.test_ellm_ppo import Chatty, assert_equal_trees
-from tests.toy.world import ProbeWorld, ToyWorld
-from tests.training import TableModel, load_state, make_args, train_with_a_break
+from tests.helpers.table_model import Chatty, TableModel
+from tests.helpers.tables import make_tables
+from tests.toy.world import PictureWorld, ProbeWorld, ToyWorld
+from tests.training import assert_equal_trees, load_state, make_args, train_with_a_break
 from tests.training import train as train_script
 from worlds.frames import FrameStack
 from worlds.world import Transition, WorldArgs
@@ -50,7 +51,7 @@ def begin(args, world):
 class Table:
     """Stands for a network: values are a table of parameters."""
 
-    def apply(self, params, state):
+    def apply(self, params, state, tables):
         return params[state]
 
 
@@ -62,7 +63,7 @@ def test_loss_by_hand_is_double_and_gives_the_target_no_gradient():
     )
     batch = Transitions(*map(jnp.asarray, ([0], [1], [0.25], [0.25], [1])))
     loss_of = partial(
-        ellm_dqn.dqn_loss, Table(), ellm_dqn.Args(munchausen=0.0, policy_temperature=0.0)
+        ellm_dqn.dqn_loss, Table(), ellm_dqn.Args(munchausen=0.0, policy_temperature=0.0), None
     )
     loss, parts = loss_of(params, target_params, batch)
     assert float(parts["target"]) == 0.25 + 0.25 * 7.0 and float(loss) == 0.0
@@ -86,13 +87,13 @@ def test_munchausen_target_by_hand():
         0.25 + 0.9 * 0.1 * log_policy[1] + 0.5 * soft_value,
         0.25 + 0.9 * 0.1 * log_policy[0],
     ]
-    parts = ellm_dqn.dqn_loss(Table(), args, params, target_params, batch)[1]
+    parts = ellm_dqn.dqn_loss(Table(), args, None, params, target_params, batch)[1]
     assert float(parts["target"]) == pytest.approx(np.mean(expected), rel=1e-5)
     args = dataclasses.replace(
         args, policy_temperature=10.0
     )  # a log-probability counts no lower than -1
     batch = jax.tree.map(lambda x: x[1:], batch)
-    parts = ellm_dqn.dqn_loss(Table(), args, params, target_params, batch)[1]
+    parts = ellm_dqn.dqn_loss(Table(), args, None, params, target_params, batch)[1]
     assert float(parts["target"]) == pytest.approx(0.25 - 0.9)
 
 
@@ -173,7 +174,7 @@ def test_replay_gives_back_what_happened(tmp_path, frames):
             round_number < 7
         ):  # until the first episodes, which begin in their midst, are overwritten
             continue
-        batch = sample(tables, state.replay, jax.random.key(round_number))
+        batch = sample(state.replay, jax.random.key(round_number))
         batch = jax.device_get(batch)
         inputs, following = batch.inputs, batch.next_inputs
         stacks, next_stacks = (
@@ -245,7 +246,7 @@ def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
     inputs = ellm_dqn.PolicyInput(
         observations, jnp.zeros((4, 3), bool), jnp.zeros((4, 0)), jnp.zeros((4, 0))
     )
-    values = ellm_dqn.DuelingNetwork(2, 16).apply(state.params, inputs)
+    values = ellm_dqn.DuelingNetwork(2, 16, "narrow").apply(state.params, inputs, make_tables())
     if kind == "constant":
         np.testing.assert_allclose(values[:2], np.ones((2, 2)), atol=0.1)
     elif kind == "observation":
@@ -311,6 +312,35 @@ def test_room_for_goals_grows_without_a_trace(monkeypatch, tmp_path):
         np.testing.assert_allclose(a["td_loss"], b["td_loss"], rtol=1e-4)
 
 
+def test_the_papers_network_learns_without_clipped_gradients(monkeypatch, tmp_path):
+    paper = {**ellm_dqn.PRESETS["paper"], "total_timesteps": 4 * 8 * 4, "buffer_size": 1000}
+    kept = ("network", "adam_eps", "max_grad_norm", "policy_temperature", "munchausen")
+    fields = {name: paper[name] for name in (*kept, "total_timesteps", "buffer_size")}
+    fields |= {"goal_source": "oracle", "goal_conditioned": True, "text_observation": "facts"}
+    _, state, lines = train(monkeypatch, PictureWorld(), tmp_path, "run", **fields)
+    layers = state.params["params"]
+    assert not any("LayerNorm" in name for name in (*layers, *layers["PaperTorso_0"]))
+    heads = [name for name in layers if name.startswith("Dense")]
+    assert len(heads) == 6 and lines[-1]["td_loss"] > 0
+    chex.assert_tree_all_finite(state.params)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_rewards_are_clipped_and_the_time_limit_ends_if_asked(tmp_path, ends):
+    args = make_args(
+        ellm_dqn, tmp_path, "run", goal_source="none", reward_clip=0.5, time_limit_ends=ends
+    )
+    setup, tables, state, rollout = begin(args, TaleWorld())
+    for _ in range(2):
+        state, rollout, _ = ellm_dqn.collect(setup, tables, state, rollout)
+        state, _ = ellm_dqn.update(setup, tables, state, rollout)
+    steps, cut = state.replay.steps, np.asarray(rollout.truncated).T
+    assert cut.any() and np.abs(np.asarray(rollout.rewards)).max() > 1
+    assert np.abs(np.asarray(steps.rewards)).max() == 0.5
+    last = np.asarray(steps.terminated)[:, 8:16], np.asarray(steps.truncated)[:, 8:16]
+    assert last[0][cut].all() == ends and last[1][cut].any() != ends
+
+
 def test_nothing_is_learned_before_the_start(monkeypatch, tmp_path):
     fields = {"goal_source": "none", "total_timesteps": 4 * 8 * 4, "learning_starts": 4 * 8 * 3}
     _, state, lines = train(monkeypatch, ToyWorld(), tmp_path, "run", **fields)
@@ -372,7 +402,9 @@ def test_preset_is_the_papers_and_yields_to_what_is_given():
         "num_envs": 16,
         "seed": 1,
     }
-    expected |= {"policy_temperature": 0.0, "munchausen": 0.0}
+    expected |= {"policy_temperature": 0.0, "munchausen": 0.0, "max_grad_norm": 0.0}
+    expected |= {"adam_eps": 1e-8, "reward_clip": 1.0, "evaluation_e": 0.001}
+    expected |= {"time_limit_ends": True, "network": "paper"}
     assert {name: getattr(paper, name) for name in expected} == expected
     assert paper.exploration_fraction * paper.total_timesteps == 1_000_000
     assert given() == ellm_dqn.Args()

@@ -24,7 +24,7 @@ from lab.errors import UserError
 from lab.film import film_frames
 from lab.play import play
 from lab.run import read_config
-from tests.helpers.table_model import PROMPT, TableModel
+from tests.helpers.table_model import PROMPT, Chatty, TableModel
 from tests.helpers.tables import make_tables
 from tests.toy.world import ProbeWorld, ToyWorld
 from tests.training import (
@@ -301,17 +301,6 @@ def test_goal_conditioned_policy_reads_only_goals_not_yet_reached(setups):
             if rollout.terminated[t, n] or rollout.truncated[t, n]:
                 achieved[n].clear()
     assert suggested.any()
-
-
-class Chatty(TableModel):
-    """Adds goals of its own to every answer, and says nothing of use about one scene."""
-
-    def answer(self, scene):
-        if "stand at 2" in scene:
-            return "\n\nI do not know."
-        return super().answer(scene) + "".join(
-            f"\n- dream {i} of {scene.split(', ')[-1]}" for i in range(15)
-        )
 
 
 def test_room_for_goals_grows_without_a_trace(monkeypatch, tmp_path):

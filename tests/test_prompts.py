@@ -44,6 +44,10 @@ def test_the_newest_version_is_chosen(tmp_path):
     for name in (*names, "other_open_v99", "toy_open_v12.bak"):
         (tmp_path / f"{name}.txt").write_text(f"{name} $scene")
     assert newest_version(tmp_path / "toy_open") == tmp_path / "toy_open_v10.txt"
+    hashes = prompt_hashes(tmp_path)
+    answered = {"other", hashes["toy_open", 2], hashes["toy_open", 1]}
+    assert newest_version(tmp_path / "toy_open", answered) == tmp_path / "toy_open_v2.txt"
+    assert newest_version(tmp_path / "toy_open", {"other"}) == tmp_path / "toy_open_v10.txt"
     assert newest_version(tmp_path / "toy_open_long") == tmp_path / "toy_open_long_v11.txt"
     assert newest_version(tmp_path / "toy_closed") == tmp_path / "toy_closed_v1.txt"
     assert newest_version(tmp_path / "no folder" / "toy") == tmp_path / "no folder" / "toy_v1.txt"

@@ -62,3 +62,14 @@ class DyingModel(TableModel):
         if self.prompts:
             raise ConnectionError("the server\nis gone")
         return super().generate(prompts, **options)
+
+
+class Chatty(TableModel):
+    """Adds goals of its own to every answer, and says nothing of use about one scene."""
+
+    def answer(self, scene):
+        if "stand at 2" in scene:
+            return "\n\nI do not know."
+        return super().answer(scene) + "".join(
+            f"\n- dream {i} of {scene.split(', ')[-1]}" for i in range(15)
+        )
