@@ -1,7 +1,4 @@
-"""Who answers a question: the run's store, a recorded store, or a live model, in this order.
-
-And what that costs.
-"""
+"""Who answers a question: the run's store, a recorded store, or a live model; and what that costs."""
 
 import dataclasses
 import json
@@ -41,16 +38,14 @@ class Costs:
 class Asker:
     """The answers of one model, which is never asked what a store has.
 
-    It belongs to the thread that opened the stores.
-
-    name: the model's identity, part of the stores' key. budget: most questions put to the live
-    model, 0: no limit. on_missing ("error" or "no-goals"): what a question means that no store
-    answers where there is no live model.
+    It belongs to the thread that opened the stores. name: the model's identity, part of the stores'
+    key. budget: most questions put to the live model, 0: no limit. on_missing ("error" or
+    "no-goals"): what a question means that no store answers where there is no live model.
     """
 
     def __init__(
         self,
-        name: str,
+        name: str | None,
         store: Store,
         model: LanguageModel | None = None,
         recorded: Store | None = None,

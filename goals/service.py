@@ -72,9 +72,8 @@ class GoalService:
         self._given_up: set[bytes] = set()
         self._embeddings = Embeddings(args.sentence_encoder, self.store, self._sources.recorded)
         self._scenes = SceneTables(world, args)
-        self._refuted: np.ndarray | None = (
-            None  # [G, W] uint32, needs that play has shown to be none
-        )
+        # [G, W] uint32, needs that play has shown to be none; None without --evidence
+        self._refuted: np.ndarray | None = None
         if is_goal_args and args.evidence:
             self._refuted = np.zeros((self.num_goals, world.num_scene_words), np.uint32)
 

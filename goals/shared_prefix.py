@@ -150,7 +150,7 @@ class SharedPrefixModel:
 
     @torch.inference_mode()
     def _replace_attention(self, sample) -> bool:
-        """Tell whether the model is still the same."""
+        """Return whether the model is still the same."""
         half = len(sample) // 2
         expected = self.model(
             input_ids=torch.tensor([sample], device=self.device), use_cache=False
