@@ -1,4 +1,4 @@
-"""Who answers a question: the run's store, a recorded store, or a live model; and what that costs."""
+"""Who answers a question, the run's store, a recorded store or a live model, at what cost."""
 
 import dataclasses
 import json
