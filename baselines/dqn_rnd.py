@@ -89,7 +89,7 @@ class Args(RunArgs, WorldArgs, NovelDArgs):
     # END DQN
     hidden_size: int = 256  # width of the two hidden layers
     caption_memory: bool = True
-    """the policy reads which captions the episode has seen, as those of the ELLM scripts do"""
+    """also read which captions the episode has seen, as the agents of the ELLM scripts do"""
 
     @property
     def batch_size(self) -> int:
@@ -168,7 +168,7 @@ PRESETS = {
 
 @struct.dataclass
 class PolicyInput:
-    """What the policy reads, of any leading shape; an input that is switched off has size zero.
+    """What the policy reads, of any leading shape; what is switched off has size zero.
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
     text: [..., W] uint32, the scene whose words are read.
@@ -196,7 +196,7 @@ class PackedInput:
 # END DQN
 @struct.dataclass
 class Rollout:
-    """T steps of N envs. Inputs are from before the action, the rest from after it.
+    """T steps of N envs: inputs before the action, the rest after it.
 
     actions: [T, N] int32; rewards: [T, N] float32; terminated, truncated: [T, N] bool.
     """
@@ -217,9 +217,9 @@ class Rollout:
 class RunnerState:
     """All that training needs to resume, but for the table of texts.
 
-    moment: of the N envs now; last: where the time limit cut each env's episode in this rollout,
-    unread where it did not (an episode is not shorter than a rollout, so there is at most one);
-    step: int32 [], steps of the rollout taken so far.
+    captions_so_far: [N, C] bool; last: where the time limit cut each env's episode in this rollout,
+    unread where it did not (a rollout is no longer than an episode: at most one); step: int32 [],
+    steps of the rollout.
     """
 
     params: Any
@@ -368,7 +368,7 @@ class DuelingNetwork(nn.Module):
 
 # END DQN
 def make_setup(args: Args, world: World, service: GoalService) -> Setup:
-    """Return what the jitted functions treat as constant; raises UserError for bad arguments."""
+    """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
         longer = f"--num-steps {args.num_steps} is longer than an episode"
         raise UserError(f"{longer} ({world.max_episode_steps} steps)")
@@ -536,7 +536,7 @@ def empty_rollout(setup: Setup, tables: GoalTables, state: RunnerState) -> Rollo
 def collect(
     setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout
 ) -> tuple[RunnerState, Rollout, Unknown]:
-    """Fill the rollout; a policy that must know its scene stops before the first unknown one."""
+    """Fill the rollout; a policy that must know its scenes stops before an unknown one."""
 
     def is_ready(state):
         if not setup.args.must_know_scene:
@@ -566,7 +566,7 @@ def collect(
 
 
 def find_unknown(setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout) -> Unknown:
-    """Return what the host must make known before the next step, or before the update."""
+    """Return what the host must make known: before the next step, or before the update."""
     args, scene = setup.args, jax.vmap(setup.world.scene)
     scenes, mask = jnp.zeros((0, setup.world.num_scene_words), jnp.uint32), jnp.zeros(0, bool)
     if args.must_know_scene:

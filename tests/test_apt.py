@@ -11,13 +11,18 @@ import pytest
 from baselines import dqn, dqn_apt, ppo, ppo_apt
 from bonuses import apt
 from bonuses.bonus import Moves, Seen
-from goals.service import GoalService
 from goals.tables import embed_facts
 from lab.errors import UserError
 from lab.play import select
-from tests.test_ellm_ppo import assert_equal_trees
 from tests.toy.world import LENGTH, PictureWorld, ToyWorld
-from tests.training import count_programs, make_args, train, train_with_a_break
+from tests.training import (
+    assert_equal_trees,
+    count_programs,
+    make_args,
+    open_script,
+    train,
+    train_with_a_break,
+)
 
 SCRIPTS = {"ppo": ppo_apt, "dqn": dqn_apt}
 APT_METRICS = {"inverse_loss", "inverse_accuracy", "bonus_mean", "bonus_std", "knn_distance"}
@@ -58,9 +63,7 @@ class WalkWorld(ToyWorld):
 def begin(script, world, folder, **fields):
     """Return setup, service, state and an empty rollout before the first step."""
     args = make_args(script, folder, "begin", **fields)
-    service = GoalService(world, args, seed=args.seed)
-    service.prepare()
-    setup = script.make_setup(args, world, service)
+    setup, service = open_script(script, args, world)
     state = script.init_state(setup, service.tables)
     return setup, service, state, script.empty_rollout(setup, service.tables, state)
 

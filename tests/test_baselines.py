@@ -4,9 +4,8 @@ import importlib
 
 import pytest
 
-from tests.test_ellm_ppo import assert_equal_trees
 from tests.toy.world import ToyWorld
-from tests.training import train, train_with_a_break
+from tests.training import assert_equal_trees, train, train_with_a_break
 
 FIELDS = {"total_timesteps": 4 * 8 * 6, "checkpoint_every": 3}
 OWN_METRICS = {

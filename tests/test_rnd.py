@@ -12,12 +12,17 @@ import pytest
 from baselines import dqn, dqn_rnd, ppo, ppo_rnd
 from bonuses import noveld, rnd
 from bonuses.bonus import Moves, Seen
-from goals.service import GoalService
 from goals.tables import embed_facts, lookup
 from lab.errors import UserError
-from tests.test_ellm_ppo import assert_equal_trees
 from tests.toy.world import PictureWorld, ToyWorld
-from tests.training import count_programs, make_args, train, train_with_a_break
+from tests.training import (
+    assert_equal_trees,
+    count_programs,
+    make_args,
+    open_script,
+    train,
+    train_with_a_break,
+)
 from worlds.frames import FrameStack
 
 SCRIPTS = {"ppo": ppo_rnd, "dqn": dqn_rnd}
@@ -56,9 +61,7 @@ class GreyWorld(ToyWorld):
 def begin(script, world, folder, **fields):
     """Return setup, service, state and an empty rollout before the first step."""
     args = make_args(script, folder, "begin", **fields)
-    service = GoalService(world, args, seed=args.seed)
-    service.prepare()
-    setup = script.make_setup(args, world, service)
+    setup, service = open_script(script, args, world)
     state = script.init_state(setup, service.tables)
     return setup, service, state, script.empty_rollout(setup, service.tables, state)
 
