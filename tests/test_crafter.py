@@ -12,6 +12,7 @@ from craftax.craftax_classic.renderer import make_craftax_pixel_renderer, render
 
 from worlds.crafter.step import STATIC, pack_state, spawn_mobs, unpack_state
 from worlds.crafter.world import Crafter
+from worlds.world import WorldArgs
 
 N, T = 128, 80  # 10,240 states
 BLOCKS = "- - grass water stone tree - path coal iron diamond crafting_table furnace - lava plant"
@@ -264,7 +265,7 @@ def judge(before, name, after, regime):
         held = {"plant" if item == "sapling" else item for item, n in before.held.items() if n} - {
             "wood"
         }
-        if noun in faced | held or name == "sleep":
+        if noun in faced | held:
             return name
     return name if happened(before, name, after) else "nothing"
 
@@ -623,6 +624,25 @@ def test_oracle_by_hand():
         )
     )
     assert _sensible(cow) == {"eat cow", "attack cow"}
+
+
+def test_sleep_is_an_attempt_below_9_energy_only():
+    world, key = Crafter(), jax.random.key(0)
+    sleep, step = jnp.int32(world.actions.index("sleep")), jax.jit(world.step)
+    captions = []
+    for energy in (9, 8, 0):
+        state = _clearing().replace(player_energy=jnp.int32(energy))
+        captions.append(world.captions[int(step(key, state, sleep)[1].caption)])
+    assert captions == ["nothing", "sleep", "sleep"]
+
+
+@pytest.mark.parametrize("below", [1, 5, 9])
+def test_what_is_felt_is_told_below_the_value_that_is_asked_for(below):
+    world = Crafter.from_args(WorldArgs(needs_below=below))
+    for food in (below - 1, below):
+        state = _clearing().replace(player_food=jnp.int32(food), player_drink=jnp.int32(9))
+        told = world.describe(np.asarray(world.scene(state)))
+        assert ("hungry" in told) == (food < below) and "thirsty" not in told
 
 
 def test_what_really_happens_is_what_the_oracle_allows(raw):

@@ -422,9 +422,7 @@ def test_preset_is_the_papers_and_yields_to_what_is_given():
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, fields, message):
-    args = make_args(
-        ellm_dqn, tmp_path, "run", **{"llm": "qwen2.5-coder-1.5b", "prompt": None, **fields}
-    )
+    args = make_args(ellm_dqn, tmp_path, "run", **{"llm": "toy-model", "prompt": None, **fields})
     with pytest.raises(UserError, match=message) as error:
         ellm_dqn.main(args)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()

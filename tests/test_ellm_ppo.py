@@ -23,7 +23,7 @@ from lab.arguments import RunArgs
 from lab.errors import UserError
 from lab.film import film_frames
 from lab.play import play
-from lab.run import read_config
+from lab.run import read_config, read_evaluations
 from tests.helpers.table_model import PROMPT, Chatty, TableModel
 from tests.helpers.tables import make_tables
 from tests.toy.world import ProbeWorld, ToyWorld
@@ -392,6 +392,61 @@ def test_every_source_and_seed_leads_elsewhere(monkeypatch, tmp_path):
         if np.array_equal(final[i], final[j])
     ]
     assert not same
+
+
+def test_novelty_of_the_paper_pays_each_action_once_successful_or_not(setups):
+    setup, service = setups(goal_source="novelty-paper", extrinsic_coef=0.0)
+    tables = service.tables
+    assert service.goals[:4] == list(ToyWorld.actions)
+    actions = jnp.asarray([[0, 1], [0, 2], [3, 1], [0, 0]])  # of two envs; the second ends at once
+    blank, no = jnp.zeros((4, 2)), jnp.zeros((4, 2), bool)
+    rollout = ellm_ppo.Rollout(
+        inputs=None,
+        log_probs=blank,
+        values=blank,
+        scenes=jnp.zeros((4, 2, 1), jnp.uint32),
+        suggested=jnp.zeros((4, 2, 0), jnp.uint32),
+        actions=actions,
+        captions=jnp.zeros((4, 2), jnp.int32),
+        rewards=blank,
+        terminated=no.at[1, 1].set(True),
+        truncated=no,
+    )
+    achieved = jnp.zeros((2, service.num_goals), bool)
+    rewards, _ = ellm_ppo.ellm_rewards(setup, tables, rollout, achieved)
+    assert rewards.tolist() == [[1, 1], [0, 1], [1, 1], [0, 1]]
+
+
+def test_the_games_reward_counts_beside_the_goals_as_often_as_asked(setups):
+    runs = {}
+    for coefficient in (0.0, 10.0):
+        setup, service = setups(goal_source="oracle", extrinsic_coef=coefficient, seed=2)
+        state = ellm_ppo.init_state(setup, service.tables)
+        rollout = ellm_ppo.empty_rollout(setup, service.tables, state)
+        state, rollout, _ = ellm_ppo.collect(setup, service.tables, state, rollout)
+        rollout = rollout.replace(rewards=jnp.ones_like(rollout.rewards))
+        _, metrics = ellm_ppo.update(setup, service.tables, state, rollout)
+        runs[coefficient] = float(metrics["reward_per_step"])
+    assert runs[10.0] == pytest.approx(runs[0.0] + 10.0)
+
+
+def test_evaluations_during_the_training_change_nothing_and_are_resumed(monkeypatch, tmp_path):
+    settings = {"goal_form": "open", "total_timesteps": 4 * 8 * 6, "checkpoint_every": 3}
+    settings |= {"text_observation": "caption", "evaluate_episodes": 3}
+    world, often = ToyWorld(), {"evaluate_every": 2 * 4 * 8}
+    _, plain, plain_lines = train(monkeypatch, world, tmp_path, "plain", TableModel(), **settings)
+    settings |= often
+    _, state, lines = train(monkeypatch, world, tmp_path, "often", TableModel(), **settings)
+    _, resumed, _ = train_with_a_break(
+        monkeypatch, world, tmp_path, "killed", TableModel(), **settings
+    )
+    assert_equal_trees(plain.params, state.params)
+    assert_equal_trees(state.params, resumed.params)
+    assert [{**line, "scenes": 0} for line in lines] == [{**x, "scenes": 0} for x in plain_lines]
+    evaluations = read_evaluations(tmp_path / "often")
+    assert [line["env_steps"] for line in evaluations] == [64, 128, 192]
+    assert evaluations == read_evaluations(tmp_path / "killed")
+    assert all(line["episodes"] == 3 and "toy_score" in line for line in evaluations)
 
 
 def test_nothing_compiles_after_the_first_updates(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ from worlds.wrapper import WorldWrapper
 TOY = "tests.toy.world"
 ARGS = {
     "crafter": WorldArgs(),
-    "crafter-pixels": WorldArgs("crafter", "base", "effect", "craftax", "pixels"),
+    "crafter-pixels": WorldArgs("crafter", "base", "effect", "craftax", "pixels", 9),
     "crafter-frames": WorldArgs(observation="frames"),
     "toy": WorldArgs(f"{TOY}:ToyWorld"),
     "toy-pixels": WorldArgs(f"{TOY}:PictureWorld"),
@@ -234,6 +234,7 @@ def test_each_option_that_is_given_is_taken():
     assert default.max_episode_steps == 400 and other.max_episode_steps == 10_000
     assert len(default.observation_shape) == 1 and other.observation_shape[-1] == 3
     assert (default.caption_regime, other.caption_regime) == ("attempt", "effect")
+    assert (default.needs_below, other.needs_below) == (5, 9)
     assert isinstance(make_world(ARGS["crafter-frames"]), FrameStack)
     given = {name: value for name, value in asdict(ARGS["crafter-pixels"]).items() if name != "env"}
     assert None not in given.values(), "an option was added: give it here"
