@@ -411,7 +411,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
         params=params,
         opt_state=make_optimizer(args).init(params),
         # BEGIN RND
-        bonus=setup.bonus.init(inputs.observation, inputs.text),
+        bonus=setup.bonus.init(tables, inputs.observation, inputs.text),
         # END RND
         # BEGIN DQN
         target_params=jax.tree.map(jnp.copy, params),

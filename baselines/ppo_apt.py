@@ -296,7 +296,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
         params=params,
         opt_state=make_optimizer(args).init(params),
         # BEGIN APT
-        bonus=setup.bonus.init(inputs.observation, inputs.text),
+        bonus=setup.bonus.init(tables, inputs.observation, inputs.text),
         # END APT
         envs=envs,
         captions_so_far=moment.captions_so_far,

@@ -257,24 +257,24 @@ def train(name: str, seed: int, run_dir: Path) -> int:
 def run(name: str, seed: int, args: Args) -> bool:
     """Train what is not finished and record it; return whether that worked."""
     run_dir, run_name = args.runs.resolve() / f"{name}-s{seed}", f"{name}, seed {seed}"
+    recorded = {(row["method"], row["seed"]) for row in read_rows(args.results)}
+    if (name, seed) in recorded:
+        print(f"{run_name}: {args.results / ROWS} has a row of it", flush=True)
+        return True
     with claim(run_dir) as is_ours:
         if not is_ours:
             print(f"{run_name}: another process is at it", flush=True)
             return True
-        was_finished = (run_dir / SUMMARY).exists()
-        if not was_finished:
+        if not (run_dir / SUMMARY).exists():
             print(f"{run_name}: begins", flush=True)
             code = train(name, seed, run_dir)
             if code:
                 print(f"{run_name}: failed with exit code {code}", flush=True)
                 return False
         row = make_row(name, seed, run_dir)
-        if append_row(row, args.results):
-            score = row["final"]["achievements_per_episode"]
-            print(f"{run_name}: {score} achievements per episode", flush=True)
-        elif not was_finished:
-            there = f"{args.results / ROWS} has a row of it already, which stays"
-            print(f"{run_name}: {there}", flush=True)
+        append_row(row, args.results)
+        score = row["final"]["achievements_per_episode"]
+        print(f"{run_name}: {score} achievements per episode", flush=True)
     return True
 
 

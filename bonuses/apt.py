@@ -144,8 +144,9 @@ class APT:
         """The network that learns the representation."""
         return InverseModel(len(self.world.actions), self.args.apt_features, self.hidden_size)
 
-    def init(self, observation: jax.Array, text: jax.Array) -> APTState:
-        """Return the state before the first rollout, for observations [N, ...], text [N, E]."""
+    def init(self, tables: GoalTables, observation: jax.Array, scenes: jax.Array) -> APTState:
+        """Return the first state; scenes [N, W], or [N, 0]: those whose words are read."""
+        text = embed_text(self.args, tables, scenes)
         # A key of its own, so that what the plain baseline draws is drawn here too.
         key = jax.random.fold_in(jax.random.key(self.seed), APT_KEY)
         params = self.model.init(key, (observation, text), (observation, text))

@@ -51,12 +51,12 @@ class NovelD:
 
     rnd: RND
 
-    def init(self, observation: jax.Array, text: jax.Array) -> NovelDState:
-        """Return the state before the first rollout, for observations [N, ...], text [N, E]."""
+    def init(self, tables: GoalTables, observation: jax.Array, scenes: jax.Array) -> NovelDState:
+        """Return the first state; scenes [N, W], or [N, 0]: those whose words are read."""
         num_envs = self.rnd.num_envs
         num_states = self.rnd.world.max_episode_steps + 1  # of an episode, one more than steps
         return NovelDState(
-            rnd=self.rnd.init(observation, text),
+            rnd=self.rnd.init(tables, observation, scenes),
             visited=jnp.zeros((num_envs, num_states), jnp.uint32),
             num_visited=jnp.zeros(num_envs, jnp.int32),
         )

@@ -158,8 +158,9 @@ class RND:
         """The network that learns to."""
         return Embedding(self.args.rnd_features, self.hidden_size, 2)
 
-    def init(self, observation: jax.Array, text: jax.Array) -> RNDState:
-        """Return the state before the first rollout, for observations [N, ...], text [N, E]."""
+    def init(self, tables: GoalTables, observation: jax.Array, scenes: jax.Array) -> RNDState:
+        """Return the first state; scenes [N, W], or [N, 0]: those whose words are read."""
+        text = embed_text(self.args, tables, scenes)
         packed = self.world.pack_observation(observation)
         observation = newest_observation(self.world, packed).astype(jnp.float32)
         # A key of its own, so that what the plain baseline draws is drawn here too.

@@ -192,8 +192,8 @@ def test_what_is_finished_is_not_run_again(args, started, capsys):
     assert [row["seed"] for row in pretraining.read_rows(args.results)] == [1, 2]
     capsys.readouterr()
     pretraining.main(dataclasses.replace(args, runs=args.runs / "elsewhere"))
-    assert "has a row of it already, which stays" in capsys.readouterr().out
-    assert len(started) == 3 and len(pretraining.read_rows(args.results)) == 2
+    assert capsys.readouterr().out.count("has a row of it") == 2
+    assert len(started) == 1 and len(pretraining.read_rows(args.results)) == 2
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(args, started, capsys):

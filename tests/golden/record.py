@@ -35,8 +35,8 @@ def main(words: Sequence[str]) -> None:
             print(case.full_name, flush=True)
             with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
                 cases[case.full_name] = run_case(patch, case, Path(folder))
+            write_figures({name: cases[name] for name in names if name in cases})
             jax.clear_caches()
-    write_figures({name: cases[name] for name in names if name in cases})
 
 
 def write_figures(cases: dict[str, Any]) -> None:
