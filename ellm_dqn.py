@@ -368,7 +368,7 @@ class DuelingNetwork(nn.Module):
 
 
 # END DQN
-def make_setup(args: Args, world: World, service: GoalService) -> Setup:
+def make_setup(args: Args, world: World) -> Setup:
     """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
         longer = f"--num-steps {args.num_steps} is longer than an episode"
@@ -440,15 +440,15 @@ def reward_step(
 
     r = max s(g, c) over goals g suggested for the scene before the step, new in the episode and
     with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c. With a goal its
-    aliases are achieved, and whatever else the caption matches: it is paid once.
+    aliases are achieved, suggested or not.
     suggested, achieved: [N, G] bool; captions: [N] int32.
     """
     similarity = tables.similarity.T[captions]
     chex.assert_equal_shape([suggested, achieved, similarity])
-    matched = similarity > threshold
-    reached = suggested & ~achieved & matched
+    reached = suggested & ~achieved & (similarity > threshold)
     rewards = jnp.max(jnp.where(reached, similarity, 0.0), axis=-1)
-    return rewards, achieved | (matched & reached.any(-1, keepdims=True))
+    aliases = tables.names.T[captions] & reached.any(-1, keepdims=True)
+    return rewards, achieved | reached | aliases
 
 
 def ellm_rewards(
@@ -819,8 +819,8 @@ def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     configure(args)
     world = make_world(args)
+    setup = make_setup(args, world)
     service = GoalService(world, args, seed=args.seed)
-    setup = make_setup(args, world, service)
     # BEGIN DQN
     name = f"{world.name}-dqn-{args.goal_source}"
     # END DQN

@@ -2,7 +2,7 @@
 
 Each scene is put into words and a language model suggests goals for it. A step whose caption
 matches a suggested goal, by the cosine of their sentence embeddings, earns that similarity, once
-per goal and episode. No reward of the game is used.
+per goal and episode. By default no reward of the game is used.
 
     python ellm_ppo.py --env crafter                 recorded rules of a 1.5B model, in minutes
     python ellm_ppo.py --llm gemma3-270m --goal-form open    the paper's form: lists of goals
@@ -72,7 +72,7 @@ class Args(RunArgs, WorldArgs, GoalArgs):
     clip_coef: float = 0.2  # clipping range of the probability ratio
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # gradients are scaled down to this global norm
+    max_grad_norm: float = 0.5  # gradients are scaled down to this global norm; 0: they are not
     # END PPO
     hidden_size: int = 256  # width of the two hidden layers
     caption_memory: bool = True
@@ -258,7 +258,7 @@ class ActorCritic(nn.Module):
 
 
 # END PPO
-def make_setup(args: Args, world: World, service: GoalService) -> Setup:
+def make_setup(args: Args, world: World) -> Setup:
     """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
         longer = f"--num-steps {args.num_steps} is longer than an episode"
@@ -280,7 +280,7 @@ def make_optimizer(args: Args) -> optax.GradientTransformation:
         return args.learning_rate * (1.0 - done / args.num_updates)
 
     learning_rate = schedule if args.anneal_lr else args.learning_rate
-    clip = optax.clip_by_global_norm(args.max_grad_norm)
+    clip = optax.clip_by_global_norm(args.max_grad_norm) if args.max_grad_norm else optax.identity()
     return optax.chain(clip, optax.adam(learning_rate, eps=1e-5))
 
 
@@ -322,15 +322,15 @@ def reward_step(
 
     r = max s(g, c) over goals g suggested for the scene before the step, new in the episode and
     with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c. With a goal its
-    aliases are achieved, and whatever else the caption matches: it is paid once.
+    aliases are achieved, suggested or not.
     suggested, achieved: [N, G] bool; captions: [N] int32.
     """
     similarity = tables.similarity.T[captions]
     chex.assert_equal_shape([suggested, achieved, similarity])
-    matched = similarity > threshold
-    reached = suggested & ~achieved & matched
+    reached = suggested & ~achieved & (similarity > threshold)
     rewards = jnp.max(jnp.where(reached, similarity, 0.0), axis=-1)
-    return rewards, achieved | (matched & reached.any(-1, keepdims=True))
+    aliases = tables.names.T[captions] & reached.any(-1, keepdims=True)
+    return rewards, achieved | reached | aliases
 
 
 def ellm_rewards(
@@ -688,8 +688,8 @@ def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     configure(args)
     world = make_world(args)
+    setup = make_setup(args, world)
     service = GoalService(world, args, seed=args.seed)
-    setup = make_setup(args, world, service)
     # BEGIN PPO
     name = f"{world.name}-ppo-{args.goal_source}"
     # END PPO

@@ -365,7 +365,7 @@ class DuelingNetwork(nn.Module):
 
 
 # END DQN
-def make_setup(args: Args, world: World, service: GoalService) -> Setup:
+def make_setup(args: Args, world: World) -> Setup:
     """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
         longer = f"--num-steps {args.num_steps} is longer than an episode"
@@ -759,8 +759,8 @@ def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     configure(args)
     world = make_world(args)
+    setup = make_setup(args, world)
     service = GoalService(world, args, seed=args.seed)
-    setup = make_setup(args, world, service)
     name = f"{world.name}-{Path(__file__).stem}"
     policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:

@@ -59,7 +59,7 @@ class Args(RunArgs, WorldArgs, TextArgs):
     clip_coef: float = 0.2  # clipping range of the probability ratio
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # gradients are scaled down to this global norm
+    max_grad_norm: float = 0.5  # gradients are scaled down to this global norm; 0: they are not
     # END PPO
     hidden_size: int = 256  # width of the two hidden layers
     caption_memory: bool = True
@@ -235,7 +235,7 @@ class ActorCritic(nn.Module):
 
 
 # END PPO
-def make_setup(args: Args, world: World, service: GoalService) -> Setup:
+def make_setup(args: Args, world: World) -> Setup:
     """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
         longer = f"--num-steps {args.num_steps} is longer than an episode"
@@ -257,7 +257,7 @@ def make_optimizer(args: Args) -> optax.GradientTransformation:
         return args.learning_rate * (1.0 - done / args.num_updates)
 
     learning_rate = schedule if args.anneal_lr else args.learning_rate
-    clip = optax.clip_by_global_norm(args.max_grad_norm)
+    clip = optax.clip_by_global_norm(args.max_grad_norm) if args.max_grad_norm else optax.identity()
     return optax.chain(clip, optax.adam(learning_rate, eps=1e-5))
 
 
@@ -580,8 +580,8 @@ def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     configure(args)
     world = make_world(args)
+    setup = make_setup(args, world)
     service = GoalService(world, args, seed=args.seed)
-    setup = make_setup(args, world, service)
     name = f"{world.name}-{Path(__file__).stem}"
     policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:

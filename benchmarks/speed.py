@@ -181,7 +181,7 @@ def begin_training(script: ModuleType, args: Any) -> Run:
     world = make_world(args)
     service = GoalService(world, args, seed=args.seed)
     service.prepare()
-    setup = script.make_setup(args, world, service)
+    setup = script.make_setup(args, world)
     state = script.init_state(setup, service.tables)
     rollout = script.empty_rollout(setup, service.tables, state)
 

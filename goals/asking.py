@@ -88,7 +88,7 @@ class Asker:
         if missing and self.model is None and self.on_missing == "error":
             raise UserError(
                 f"no stored answer of {self.name} for {len(missing)} question(s): "
-                "choose --prompt-scope compact (all that ships is of compact scenes), another "
+                "choose --prompt-scope compact (most recordings are of compact scenes), another "
                 "--goal-form, a live --llm (such as gemma3-270m), or --on-missing no-goals"
             )
         asked = missing[: int(min(self.left, len(missing)))] if self.model else []

@@ -7,7 +7,7 @@ scene or, per goal, over scenes that nobody has labelled.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,9 @@ class Closed:
 
     scoring: "likelihood" or "yes-no"; calibration: "scene" (a goal stands out among all goals of
     the scene) or "goal" (it stands out among what the same goal gets in <world>_scenes_v<k>.txt).
-    prompts: the prompts' hashes by name; prompt_hash and parameters are part of the stores' key,
-    after `prepare`. Raises UserError for a prompt that is missing or has other placeholders, or
-    missing scenes.
+    answered: see `newest_version`. prompts: the prompts' hashes by name; prompt_hash and parameters
+    are part of the stores' key, after `prepare`. Raises UserError for a prompt that is missing or
+    has other placeholders, or missing scenes.
     """
 
     def __init__(
@@ -42,11 +42,12 @@ class Closed:
         scoring: str = "likelihood",
         calibration: str = "scene",
         recipe: Recipe | None = None,
+        answered: Collection[str] = (),
     ):
         name = PROMPT_NAMES[scoring]
-        file = prompt or newest_version(world.prompts / f"{world.name}_{name}")
+        file = prompt or newest_version(world.prompts / f"{world.name}_{name}", answered)
         self._template, self.prompt_hash = load_prompt(file, PLACEHOLDERS[name])
-        self._plausibility = RulesForm(world, model=model, recipe=recipe)
+        self._plausibility = RulesForm(world, None, model, recipe, answered)
         self.prompts = {"closed": self.prompt_hash} | self._plausibility.prompts
         self.recipe = recipe or find_recipe(world.recipes, model)
         self._goals = world.captions[1:]

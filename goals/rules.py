@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,9 +55,9 @@ class Rules:
 class RulesForm:
     """Ask for the rules of a world and compile them, with the model's recipe or the given one.
 
-    prompts: each prompt file's hash by kind. The files are the newest `prompt`_<kind>_v<k>.txt, by
-    default those of the world. Raises UserError if one is missing, its placeholders are wrong, or a
-    phrase does not end with the goal.
+    prompts: each prompt file's hash by kind. answered: see `newest_version`. The files are the
+    newest `prompt`_<kind>_v<k>.txt, by default those of the world. Raises UserError if one is
+    missing, its placeholders are wrong, or a phrase does not end with the goal.
     """
 
     def __init__(
@@ -66,11 +66,13 @@ class RulesForm:
         prompt: str | os.PathLike | None = None,
         model: str = "",
         recipe: Recipe | None = None,
+        answered: Collection[str] = (),
     ):
         self.world, self.recipe = world, recipe or find_recipe(world.recipes, model)
         prefix = Path(prompt or world.prompts / f"{world.name}_rules")
         files = {
-            kind: newest_version(prefix.with_name(f"{prefix.name}_{kind}")) for kind in PLACEHOLDERS
+            kind: newest_version(prefix.with_name(f"{prefix.name}_{kind}"), answered)
+            for kind in PLACEHOLDERS
         }
         loaded = {kind: load_prompt(file, PLACEHOLDERS[kind]) for kind, file in files.items()}
         self.templates = {kind: prompt.template for kind, prompt in loaded.items()}
@@ -216,7 +218,7 @@ def compile_rules(
         needed = line > recipe.need_threshold
         if must_be_seen[caption]:
             needed &= is_held
-        elif world.parts(goal)[1]:
+        elif world.parts(goal)[1] and is_held.any():
             likeliest = np.where(is_held, line, -np.inf)
             needed[likeliest.argmax()] |= np.isfinite(likeliest.max())
         rules.needs[caption, columns] = needed & [fact not in never for fact in world.needable]

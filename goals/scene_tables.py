@@ -114,10 +114,12 @@ def build_tables(
         similarity = np.eye(num_goals, num_names, dtype=np.float32)
     if names[0] == NOTHING:
         similarity[0] = similarity[:, 0] = 0.0
+    named = np.eye(num_goals, num_names, dtype=bool)
     for group in world.aliases if names == world.captions else ():
-        # A goal is reached under any of its names.
-        columns = [names.index(name) for name in group]
-        similarity[:, columns] = similarity[:, columns].max(1, keepdims=True)
+        # A goal is reached under any of its names, and with it all that have these names.
+        numbers = [names.index(name) for name in group]
+        similarity[:, numbers] = similarity[:, numbers].max(1, keepdims=True)
+        named[np.ix_(numbers, numbers)] = True
     facts = np.zeros((0, 0), np.float32)
     if args.text_observation == "facts":
         facts = embeddings.embed(list(world.facts))
@@ -131,6 +133,7 @@ def build_tables(
         any_of=jnp.array(any_of),
         embeddings=jnp.array(vectors),
         similarity=jnp.array(similarity),
+        names=jnp.array(named),
         text_rows=scenes.text_index.to_device(),
         text_embeddings=jnp.array(scenes.text_vectors),
         fact_embeddings=jnp.array(facts),
@@ -144,7 +147,7 @@ def step_names(world: World, args: TextArgs) -> tuple[str, ...]:
 
 def embeds_goals(args: TextArgs) -> bool:
     """Return whether goals are embedded: to be read, or compared with captions."""
-    return isinstance(args, GoalArgs) and (args.goal_conditioned or args.goal_source == "llm")
+    return isinstance(args, GoalArgs) and (args.reads_goals or args.goal_source == "llm")
 
 
 def _grown(array: np.ndarray, length: int) -> np.ndarray:

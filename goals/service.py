@@ -64,8 +64,7 @@ class GoalService:
         self.form: Form | None = None  # of asking, if anybody is asked
         if self.source == "llm":
             self._sources = open_sources(world, args, self.store)
-            sources = self._sources
-            self.form = make_form(world, args, sources.name, seed, sources.answered)
+            self.form = self._make_form(seed)
         self._asker = self._make_asker()
         is_async = args.in_background and self._sources.model is not None
         self.background = Background(self._open_background) if is_async else None
@@ -76,6 +75,19 @@ class GoalService:
         self._refuted: np.ndarray | None = None
         if is_goal_args and args.evidence:
             self._refuted = np.zeros((self.num_goals, world.num_scene_words), np.uint32)
+
+    def _make_form(self, seed: int) -> Form:
+        sources, answered = self._sources, self._sources.answered
+        if sources.model is None and sources.recorded is None:
+            sources_here = self.store.sources()
+            answered = {prompt for name, prompt, _ in sources_here if name == sources.name}
+        try:
+            return make_form(self.world, self.args, sources.name, seed, answered)
+        except UserError:
+            self._sources.close_model()
+            self._sources.close()
+            self.store.close()
+            raise
 
     def prepare(self) -> None:
         """Ask and embed what is asked and embedded once and for all, and build the first tables."""
@@ -351,8 +363,10 @@ class GoalService:
             self._learn(scene.tobytes(), None)
         answered = np.delete(goal_scenes, state["unanswered"], axis=0)
         if self.background is not None:
+            self._enqueue({scene.tobytes(): 1 for scene in answered})
+            # What is in the store by now comes by the thread: goals keep their number meanwhile.
             queue = {bytes.fromhex(scene): visits for scene, visits in state["queue"].items()}
-            self._enqueue(queue | {scene.tobytes(): 1 for scene in answered})
+            self.background.add(queue)
         elif len(answered):
             self._learn_goals(answered)
         if len(text_scenes):
@@ -379,6 +393,11 @@ def _check(args: GoalArgs) -> None:
         raise UserError(
             f"--llm-budget {args.llm_budget} is negative: "
             "give the most questions to ask, or 0 for no limit"
+        )
+    if args.goal_source == "none" and args.extrinsic_coef:
+        raise UserError(
+            "--extrinsic-coef adds the game's reward to goals, and --goal-source none has none: "
+            "leave it out"
         )
     if args.evidence and (args.goal_source != "llm" or args.goal_form != "rules"):
         raise UserError(

@@ -33,10 +33,8 @@ class Sources:
 
     @property
     def answered(self) -> set[str]:
-        """The hashes of the prompts that a recording answers, if nobody is asked."""
-        if self.model is not None or self.recorded is None:
-            return set()
-        return {prompt for _, prompt, _ in self.recorded.sources()}
+        """The hashes of the prompts that a recording answers."""
+        return {prompt for _, prompt, _ in self.recorded.sources()} if self.recorded else set()
 
     def close_model(self) -> None:
         """Let go of the live model, which ends whatever it is being asked."""

@@ -42,7 +42,8 @@ class GoalTables:
     all hold; alternatives: [G, K, W] uint32, sets of facts, of each of which one must hold; any_of:
     [G, W] uint32, facts of which one must hold by the world's word (no bits: no condition).
     embeddings: [G, E] float32 unit vectors; similarity: [G, C] float32, cosine of goal and caption,
-    the caption "nothing" at 0. text_embeddings: [R, E] float32, of the whole caption of a scene;
+    the caption "nothing" at 0; names: [G, C] bool, whether the caption, or an alias of it, is the
+    goal's name. text_embeddings: [R, E] float32, of the whole caption of a scene;
     fact_embeddings: [F, E] float32.
     """
 
@@ -55,6 +56,7 @@ class GoalTables:
     any_of: jax.Array
     embeddings: jax.Array
     similarity: jax.Array
+    names: jax.Array
     text_rows: SceneTable
     text_embeddings: jax.Array
     fact_embeddings: jax.Array
@@ -329,7 +331,9 @@ def grow_goals(tree: Tree, num_goals: int) -> Tree:
 
     def grow(path: tuple, leaf: jax.Array) -> jax.Array:
         name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
+        of_world = any(getattr(part, "name", None) in ("states", "pool") for part in path)
         has_goals = name in ("suggested", "goals") or str(name).startswith("achieved")
+        has_goals &= not of_world
         if not has_goals or not leaf.shape[-1]:
             return leaf
         sizes = {np.dtype(bool): num_goals, np.dtype(np.uint32): num_goals // 32}

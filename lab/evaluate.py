@@ -18,7 +18,7 @@ from lab.errors import UserError
 from lab.film import film_frames, make_film
 from lab.play import Policy, play
 from lab.run import read_config, write_json
-from lab.session import restore
+from lab.session import HELD_OUT, restore
 from worlds import make_world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +35,8 @@ class Args:
     """directory of the run"""
     episodes: int = 64
     """episodes to play"""
-    seed: int = 0
-    """seed of the worlds and the policy"""
+    seed: int = HELD_OUT
+    """seed of the worlds and the policy; default: that of the run's own evaluations"""
     film: bool = False
     """also film the first episode"""
 
@@ -63,10 +63,12 @@ def load_run(script: ModuleType, run_dir: str | Path) -> tuple[Policy, GoalServi
     recorded = read_config(run_dir)["arguments"]
     names = {field.name for field in dataclasses.fields(script.Args)}
     args = script.Args(**{name: value for name, value in recorded.items() if name in names})
-    world = make_world(args)
+    world, was = make_world(args), read_config(run_dir).get("world")
+    if was not in (None, repr(world)):
+        raise UserError(f"{run_dir} is of another world ({was}; here {world!r}): train anew")
+    setup = script.make_setup(args, world)
     service = GoalService(world, args, seed=args.seed)
     service.prepare()
-    setup = script.make_setup(args, world, service)
     with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
         state, _ = restore(checkpoints, service, partial(script.init_state, setup))
     return Policy(setup, script.act), service, state
@@ -80,7 +82,7 @@ def main(args: Args) -> dict[str, Any]:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     policy, service, state = load_run(script, args.run_dir)
     key = jax.random.key(args.seed)
-    statistics, shown = play(policy, service, state.params, args.episodes, key)
+    statistics, shown = play(policy, service, state.params, args.episodes, key, args.film)
     run_dir, world = Path(args.run_dir), policy.setup.world
     write_json(run_dir / "evaluation.json", {**dataclasses.asdict(args), **statistics})
     if args.film:

@@ -107,10 +107,23 @@ def advance(
     return select(episodes.over, episodes, after), first
 
 
+@partial(jax.jit, static_argnums=0)
+def look(policy: Policy, tables: GoalTables, episodes: Episodes) -> tuple[jax.Array, jax.Array]:
+    """Return the scenes [M, W] uint32 now, and which of them are not known, [M] bool."""
+    args, world = policy.setup.args, policy.setup.world
+    scenes = jax.vmap(world.scene)(episodes.moment.states)
+    return scenes, ~is_known(args, world, tables, scenes) & ~episodes.over
+
+
 def play(
-    policy: Policy, service: GoalService, params: Any, num_episodes: int, key: jax.Array
+    policy: Policy,
+    service: GoalService,
+    params: Any,
+    num_episodes: int,
+    key: jax.Array,
+    film: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, jax.Array]]]:
-    """Play episodes in fresh worlds; return statistics and the steps of the first, for a film.
+    """Play episodes in fresh worlds; return statistics and, with film, the steps of the first.
 
     Only a policy that must know its scene asks for unknown ones; in a film of any other these have
     no goals.
@@ -124,14 +137,13 @@ def play(
         if step % LOOK_EVERY == 0 and bool(episodes.over.all()):
             break
         if args.must_know_scene:
-            scenes = jax.vmap(world.scene)(episodes.moment.states)
-            known = is_known(args, world, service.tables, scenes)
-            unknown = np.asarray(~known & ~episodes.over)
+            scenes, unknown = map(np.asarray, look(policy, service.tables, episodes))
             if unknown.any():
-                service.know(np.asarray(scenes)[unknown])
+                service.know(scenes[unknown])
                 episodes = grow_goals(episodes, service.num_goals)
         step_key = jax.random.fold_in(key, step)
         episodes, first = advance(policy, service.tables, params, step_key, episodes)
-        shown.append(first)
+        if film:
+            shown.append(first)
     numbers = (episodes.score, episodes.achievements, episodes.returns, episodes.lengths)
     return evaluation_statistics(world, *map(np.asarray, numbers)), shown

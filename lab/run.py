@@ -122,6 +122,12 @@ class Run:
         """Write summary.json, replacing the one before in one instant."""
         write_json(self.path / SUMMARY, to_json(summary))
 
+    def discard(self) -> None:
+        """Take back a new run of which nothing was logged; a resumed one stays."""
+        if not self.resuming and not (self.path / METRICS).exists():
+            self.close()
+            (self.path / CONFIG).unlink()
+
     def close(self) -> None:
         """Close the files and the tracker and let other processes in; may be called again."""
         self._close_files()

@@ -21,7 +21,7 @@ from lab.play import Policy, play
 from lab.plots import learning_curve
 from lab.progress import Progress
 from lab.run import Run, read_config, read_metrics
-from worlds.world import World
+from worlds.world import World, WorldArgs
 
 CACHE = "~/.cache/ellm/xla"
 HELD_OUT = 0x4845  # seed of the worlds of evaluations, which no training shares
@@ -47,14 +47,20 @@ class Session:
         self.args, self.world, self.service = args, world, service
         self._start, self._clock = time.perf_counter(), CompileClock()
         self._before = {"wall_seconds": 0.0, "compile_seconds": 0.0}
+        _check(args)
         facts = {
+            "world": repr(world),
             "language_model": service.language_model,
             "prompts": service.prompts,
             "score_name": world.score_name,
         }
         free = {field for group in type(args).__mro__ for field in getattr(group, "FREE", ())}
         fields = dataclasses.asdict(args)
-        identity = [field for field in fields if field not in free] + ["language_model", "prompts"]
+        free |= {
+            field.name for field in dataclasses.fields(WorldArgs)
+        }  # "world" says what they mean
+        identity = [field for field in fields if field not in free]
+        identity += ["world", "language_model", "prompts"]
         path = args.run_dir or f"runs/{name}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         with ExitStack() as stack:
             stack.callback(service.close)
@@ -73,7 +79,11 @@ class Session:
             total = args.num_updates * args.batch_size
             self.progress = stack.enter_context(Progress(total, score_name=world.score_name))
             service.on_progress = self.progress.waiting
-            service.prepare()
+            try:
+                service.prepare()
+            except UserError:
+                self.run.discard()  # so that the next try need not be of the same configuration
+                raise
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "Session":
@@ -104,13 +114,12 @@ class Session:
     def evaluate(self, policy: Policy, params: Any) -> None:
         """Evaluate in held-out worlds if --evaluate-every asks for it at this update."""
         args, number = self.args, self._update
-        every = max(1, args.evaluate_every // args.batch_size)
-        if not args.evaluate_every or number % every:
+        if not args.evaluate_every or number % (args.evaluate_every // args.batch_size):
             return
         jax.block_until_ready(params)
         began, compiled = time.perf_counter(), self._clock.seconds
-        episodes, key = max(1, args.evaluate_episodes), jax.random.key(HELD_OUT)
-        statistics, _ = play(policy, self.service, params, episodes, key)
+        episodes, key = args.evaluate_episodes, jax.random.key(HELD_OUT)
+        statistics, _ = play(policy, self.service, params, episodes, key, film=False)
         self.run.log_evaluation({"env_steps": number * args.batch_size, **statistics})
         compiling = self._clock.seconds - compiled
         self._evaluating = time.perf_counter() - began - compiling
@@ -195,3 +204,16 @@ def restore(
     service.restore(host["service"])
     state, _ = checkpoints.restore(jax.eval_shape(init, service.tables))
     return state, host["spent"]
+
+
+def _check(args: RunArgs) -> None:
+    """Raise UserError for arguments that do not go together."""
+    if args.checkpoint_every < 1:
+        raise UserError(f"--checkpoint-every {args.checkpoint_every}: give at least 1 update")
+    if args.evaluate_every and (
+        args.evaluate_every < args.batch_size or not args.evaluate_episodes
+    ):
+        raise UserError(
+            f"--evaluate-every {args.evaluate_every} needs --evaluate-episodes and at least "
+            f"the {args.batch_size} env steps of an update: give more"
+        )

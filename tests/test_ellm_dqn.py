@@ -40,7 +40,7 @@ def begin(args, world):
     """Return what a run of these arguments begins with: setup, tables, state and rollout."""
     service = GoalService(world, args, seed=args.seed)
     service.prepare()
-    setup, tables = ellm_dqn.make_setup(args, world, service), service.tables
+    setup, tables = ellm_dqn.make_setup(args, world), service.tables
     state = ellm_dqn.init_state(setup, tables)
     return setup, tables, state, ellm_dqn.empty_rollout(setup, tables, state)
 
@@ -358,7 +358,7 @@ def test_evaluation_and_film_are_there(monkeypatch, tmp_path):
     args, world = make_args(ellm_dqn, tmp_path, "run", **fields), ToyWorld()
     service = GoalService(world, args, seed=args.seed)
     service.prepare()
-    policy = Policy(ellm_dqn.make_setup(args, world, service), ellm_dqn.act)
+    policy = Policy(ellm_dqn.make_setup(args, world), ellm_dqn.act)
     params = load_state(args, world, ellm_dqn).params
     again = [play(policy, service, params, 3, jax.random.key(5))[0] for _ in range(2)]
     assert again[0] == again[1]

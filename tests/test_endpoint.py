@@ -764,6 +764,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_transformers_serve_answers_as_in_process(transformers_serve, tiny, connect):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

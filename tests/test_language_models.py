@@ -7,18 +7,15 @@ import threading
 import types
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
-import torch
 import transformers
 from tokenizers import pre_tokenizers
 
-from goals import language_models, llama_cpp, shared_prefix, transformers_engine
+from goals import language_models, llama_cpp
 from goals.language_models import load_language_model
 from goals.llama_cpp import LlamaCpp, chunks_of
 from goals.model import hash_files
-from goals.transformers_engine import Transformers
 from lab.errors import UserError
 from tests.helpers.tiny_model import (
     LIST,
@@ -31,6 +28,11 @@ from tests.helpers.tiny_model import (
     save_tiny,
 )
 
+gguf, torch = pytest.importorskip("gguf"), pytest.importorskip("torch")
+from goals import shared_prefix, transformers_engine  # noqa: E402
+from goals.transformers_engine import Transformers  # noqa: E402
+
+pytestmark = pytest.mark.torch
 CAPTIONS = [
     " chop tree",
     " chop",

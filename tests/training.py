@@ -95,7 +95,7 @@ def open_script(script: ModuleType, args: Any, world: Any):
     """Return the setup and the prepared service of a script on a world."""
     service = GoalService(world, args, seed=args.seed)
     service.prepare()
-    return script.make_setup(args, world, service), service
+    return script.make_setup(args, world), service
 
 
 def load_state(args, world, script=ellm_ppo):

@@ -1,7 +1,6 @@
 """A tiny random model of the transformers library, and what to ask a language model."""
 
 import tokenizers
-import torch
 import transformers
 from tokenizers import pre_tokenizers
 
@@ -53,6 +52,8 @@ def save_tiny(folder, config):
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
+    import torch
+
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
