@@ -79,7 +79,7 @@ def test_a_model_that_dies_stops_the_run_after_a_checkpoint_and_the_same_command
     wait_after(monkeypatch, model, 1, 2, 3, 4, 5, 6, 7)
     with pytest.raises(
         UserError,
-        match="background ended .the server is gone.; all is kept: go on with --run-dir .*run$",
+        match="background ended .the server is gone.; all is kept: resume with --run-dir .*run$",
     ) as error:
         train(monkeypatch, ToyWorld(), tmp_path, "run", model, **ASYNC)
     assert "\n" not in str(error.value)

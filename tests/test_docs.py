@@ -25,7 +25,7 @@ from worlds.world import WorldArgs
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "prompts" / "README.md"]
 PAGES += sorted(ROOT.glob("docs/*.md"))
-SCRIPTS = ["ellm_ppo.py", "ellm_dqn.py", "goals.record", "goals.store", "lab.evaluate"]
+SCRIPTS = ["ellm_ppo.py", "ellm_dqn.py", "goals.record", "goals.store_cli", "lab.evaluate"]
 SCRIPTS += [f"baselines.{path.stem}" for path in sorted(ROOT.glob("baselines/[!_]*.py"))]
 SCRIPTS += [
     f"benchmarks.{path.stem}"
@@ -179,7 +179,7 @@ def all_flags() -> set[str]:
     """Return the flags of all scripts; a few must be given something to parse at all."""
     needed = {
         "goals.record": ["--llm", "x", "--store", "x"],
-        "goals.store": ["verify", "x"],
+        "goals.store_cli": ["verify", "x"],
         "lab.evaluate": ["--run-dir", "x"],
         "benchmarks.scenes": ["--run-dirs", "x"],
     }

@@ -66,7 +66,7 @@ def test_the_parser_gives_back_what_the_examples_say(path):
 
 @pytest.mark.parametrize("path", CRAFTER_PROMPTS, ids=lambda path: path.stem)
 def test_examples_speak_as_the_world_does(path, world):
-    assert len(examples(path)) >= 6
+    assert len(examples(path)) >= 2
     for scene, answer in examples(path):
         assert {line.removeprefix("- ") for line in answer.split("\n")} <= set(world.captions)
         seen, *rest = re.split(r"\. ?(?:You are (facing)|You (have)|You (feel))? ?", scene)

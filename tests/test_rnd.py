@@ -67,7 +67,9 @@ def begin(script, world, folder, **fields):
 
 
 def flat(tree):
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+    return jax.tree.map(
+        lambda x: np.asarray(x).reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree
+    )
 
 
 def rnd_of(bonus):

@@ -17,6 +17,7 @@ from goals.sentence_encoder import carried_tokenizer, load_sentence_encoder, nor
 from goals.store import Store
 from lab.errors import UserError
 from worlds import make_world
+from worlds.world import WorldArgs
 
 RECORDED = sorted(Path(sentence_encoder.__file__).parent.glob("recorded/*.sqlite"))
 
@@ -142,7 +143,7 @@ def test_vectors_are_those_of_the_published_model():
 
 
 def test_no_two_captions_are_alike(encoder):
-    vectors = encoder.encode(make_world("crafter").captions)
+    vectors = encoder.encode(make_world(WorldArgs()).captions)
     similarity = vectors @ vectors.T - np.eye(len(vectors))
     assert similarity.max() < 0.99
 
@@ -173,7 +174,7 @@ def test_the_carried_encoder_has_one_name():
 
 def test_recorded_embeddings_are_those_of_the_carried_encoder():
     """So a run on recorded answers loads no encoder."""
-    world, encoder = make_world("crafter"), load_sentence_encoder(PARAPHRASE)
+    world, encoder = make_world(WorldArgs()), load_sentence_encoder(PARAPHRASE)
     texts = [*world.captions, *world.facts]
     vectors = dict(zip(texts, encoder.encode(texts), strict=True))
     for path in RECORDED:
