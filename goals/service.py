@@ -111,7 +111,7 @@ class GoalService:
 
     @property
     def goals(self) -> list[str]:
-        """The goals by number; the first are the captions."""
+        """The goals by number; the first are what a step can be called."""
         return self._scenes.goals
 
     @property
@@ -148,6 +148,8 @@ class GoalService:
 
     def describe(self) -> str:
         """Say in one line where goals come from."""
+        if self.source == "none":
+            return "no goals"
         if self.source != "llm":
             return f"goals from {self.source}, no language model"
         how = "" if self._sources.model else ", nobody is asked"

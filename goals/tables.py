@@ -280,7 +280,7 @@ def word_sets(tables: GoalTables, text: jax.Array, goals: jax.Array | None = Non
     """Return the sets to embed of B texts and goals; what has size zero gives none.
 
     text: scenes [B, W] uint32, of which the tables embed the facts or the whole caption; goals:
-    [B, G / 32] uint32. The means are those of `embed_text` and `embed_goals`.
+    [B, G / 32] uint32. The means are those of `embed_text`; of goals it is the mean embedding.
     """
     sets, facts = [], tables.fact_embeddings
     if text.shape[-1] and len(facts):
@@ -313,12 +313,6 @@ def embed_facts(tables: GoalTables, scenes: jax.Array) -> jax.Array:
     facts = unpack_bits(scenes)[..., :num_facts].astype(jnp.float32)
     total = facts @ tables.fact_embeddings
     return total / jnp.maximum(jnp.linalg.norm(total, axis=-1, keepdims=True), 1e-6)
-
-
-def embed_goals(tables: GoalTables, goals: jax.Array) -> jax.Array:
-    """Embed sets of goals [N, G] bool as the mean, [N, E] float32; the empty set is zero."""
-    weights = goals.astype(jnp.float32)
-    return weights @ tables.embeddings / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
 
 
 # GROW

@@ -16,6 +16,7 @@ from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
 from lab.errors import UserError
 from lab.film import film_frames, make_film
+from lab.metrics import score_key, score_label
 from lab.play import Policy, play
 from lab.run import read_config, write_json
 from lab.session import HELD_OUT, restore
@@ -90,9 +91,8 @@ def main(args: Args) -> dict[str, Any]:
     service.close()
     for name, rate in sorted(statistics["success_rates"].items(), key=lambda item: -item[1]):
         print(f"{rate:7.1%}  {name}")
-    score = statistics[f"{world.score_name}_per_episode"]
+    score, words = statistics[score_key(world.score_name)], score_label(world.score_name)
     error = statistics[f"{world.score_name}_standard_error"]
-    words = world.score_name.replace("_", " ")
     print(f"{score:.2f} ± {error:.2f} {words} per episode, {args.episodes} episodes")
     return statistics
 

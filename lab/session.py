@@ -16,7 +16,7 @@ from lab.checkpoint import Checkpoints
 from lab.compile_clock import CompileClock
 from lab.errors import UserError
 from lab.film import film_frames, make_film
-from lab.metrics import costs, metrics_line, summarise
+from lab.metrics import costs, metrics_line, score_key, score_label, summarise
 from lab.play import Policy, play
 from lab.plots import learning_curve
 from lab.progress import Progress
@@ -142,7 +142,7 @@ class Session:
             "host_seconds": host_seconds,
         }
         self.run.log(line)
-        score = line[f"{self.world.score_name}_per_episode"]
+        score = line[score_key(self.world.score_name)]
         self.progress.update(line["env_steps"], score, service.num_scenes, service.queue_length)
         failure = service.failure
         if number % args.checkpoint_every == 0 or number == args.num_updates or failure:
@@ -183,8 +183,7 @@ class Session:
             make_film(film_frames(self.world, service.goals, shown), path / "film.gif")
         self.progress.close()
         name = self.world.score_name
-        score = summary[f"{name}_per_episode"]
-        words = name.replace("_", " ")
+        score, words = summary[score_key(name)], score_label(name)
         ended = "no episode ended" if score is None else f"{score:.2f} {words} per episode"
         print(f"{path}: {ended}", flush=True)
         return summary

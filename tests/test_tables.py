@@ -14,7 +14,6 @@ from goals.tables import (
     SceneTable,
     drop_needs,
     embed_facts,
-    embed_goals,
     embed_text,
     grow_goals,
     hash_scenes,
@@ -269,6 +268,12 @@ def test_text_is_embedded_as_the_arguments_say():
     assert caption.tolist() == [[3.0, 4.0], [0.0, 0.0]]
     facts = embed_text(TextArgs(text_observation="facts"), tables, scenes)
     np.testing.assert_array_equal(facts, embed_facts(tables, scenes))
+
+
+def embed_goals(tables, goals):
+    """Embed sets of goals [N, G] bool as the mean, [N, E]; the empty set is zero."""
+    weights = goals.astype(jnp.float32)
+    return weights @ tables.embeddings / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
 
 
 @pytest.mark.parametrize("text", ["none", "caption", "facts"])
