@@ -26,14 +26,15 @@ from flax import struct
 
 from goals.arguments import TextArgs
 from goals.service import GoalService
-from goals.tables import GoalTables, WordSet, is_known, pack_bits, read_text, unpack_bits, word_sets
+from goals.tables import GoalTables, is_known, pack_bits, read_text, unpack_bits, word_sets
 from lab.arguments import RunArgs
 from lab.cli import run_cli
 from lab.convolution import Convolution
 from lab.errors import UserError
-from lab.play import Moment, Policy, first_moment, select
+from lab.play import Moment, Policy, Unknown, first_moment, select
 from lab.replay import Replay, Transitions, add, can_sample, empty_replay, sample_transitions
 from lab.session import Session, configure
+from lab.words import Words
 from worlds import make_world
 from worlds.vector import VectorState, VectorWorld
 from worlds.world import Transition, World, WorldArgs
@@ -234,14 +235,6 @@ class RunnerState:
         return Moment(self.envs.states, self.captions_so_far, self.last.achieved)
 
 
-@struct.dataclass
-class Unknown:
-    """Scenes [M, W] uint32, and which of them the host must make known, mask [M] bool."""
-
-    scenes: jax.Array
-    mask: jax.Array
-
-
 @dataclass(frozen=True)
 class Setup:
     """What the jitted functions treat as constant."""
@@ -253,24 +246,6 @@ class Setup:
 
 
 # ----------------------------------------------------------------------------------------- networks
-
-
-class Words(nn.Module):
-    """A layer on the embedding of a set of texts: relu(x E W / scale + b), x the set's bits.
-
-    Embedding is linear, so E W is computed once for all rows of a batch.
-    """
-
-    size: int
-
-    @nn.compact
-    def __call__(self, texts: WordSet) -> jax.Array:
-        """Return [B, size] float32."""
-        init, width = nn.initializers.orthogonal(np.sqrt(2)), texts.embeddings.shape[-1]
-        kernel = self.param("kernel", init, (width, self.size))
-        bias = self.param("bias", nn.initializers.zeros, (self.size,))
-        weights = texts.embeddings @ kernel
-        return nn.relu(texts.bits @ weights / texts.scale[:, None] + bias[None])
 
 
 class Torso(nn.Module):

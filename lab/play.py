@@ -31,6 +31,14 @@ class Moment:
     achieved: jax.Array
 
 
+@struct.dataclass
+class Unknown:
+    """Scenes [M, W] uint32, and which of them the host must make known, mask [M] bool."""
+
+    scenes: jax.Array
+    mask: jax.Array
+
+
 @dataclass(frozen=True)
 class Policy:
     """How a script acts: act(setup, tables, params, key, moment) -> (moment, transition, shown).
