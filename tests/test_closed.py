@@ -331,6 +331,7 @@ def test_an_unreadable_answer_suggests_nothing(form, raw):
     assert form.goals(raw) == ()
 
 
+@pytest.mark.torch
 def test_a_real_model_answers():
     model = load_language_model("gemma3-270m", engine="transformers")
     form = Closed(Farm(), model=model.name, recipe=RECIPE)

@@ -66,14 +66,14 @@ def test_advantages_by_hand_tell_termination_from_truncation():
 def test_reward_by_hand_takes_the_best_new_goal_above_the_threshold():
     # Goals x captions; caption 0 is "nothing".
     similarity = jnp.asarray([[0, 1.0, 0.5], [0, 0.995, 0.2], [0, 0.98, 1.0]])
-    tables = make_tables(similarity=similarity)
+    tables = make_tables(similarity=similarity, names=jnp.eye(3, 3, dtype=bool))
     suggested = jnp.asarray([[1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 1, 1], [0, 0, 1]], bool)
     achieved = jnp.asarray([[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], bool)
     did, nothing = jnp.ones(5, jnp.int32), jnp.zeros(5, jnp.int32)
     rewards, after = ellm_ppo.reward_step(tables, 0.99, suggested, achieved, did)
     np.testing.assert_allclose(rewards, [1.0, 0.995, 0.995, 0.0, 0.0])
-    # Whatever the caption matches is achieved with the goal that was paid, suggested or not.
-    assert after.tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0]]
+    # The second goal is named by the caption, the first only resembles it.
+    assert after.tolist() == [[1, 1, 0], [0, 1, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0]]
     rewards, after = ellm_ppo.reward_step(tables, 0.99, suggested, achieved, nothing)
     assert rewards.tolist() == [0.0] * 5 and after.tolist() == achieved.tolist()
 
@@ -113,7 +113,7 @@ def plain_rewards(similarity, suggested, captions, done, achieved, threshold):
             reached = matched & set(np.flatnonzero(suggested[t, n])) - achieved[n]
             if reached:
                 rewards[t, n] = max(similarity[goal, captions[t, n]] for goal in reached)
-                achieved[n] |= matched
+                achieved[n] |= reached
             if done[t, n]:
                 achieved[n].clear()
     return rewards
@@ -141,9 +141,9 @@ def test_rewards_of_a_rollout_equal_plain_python(setups):
         truncated=jnp.asarray(truncated),
     )
     setup, _ = setups(goal_source="oracle", similarity_threshold=0.8)
-    rewards, at_end = ellm_ppo.ellm_rewards(
-        setup, make_tables(similarity=jnp.asarray(similarity)), rollout, jnp.asarray(achieved)
-    )
+    no_names = jnp.zeros((num_goals, num_captions), bool)
+    tables = make_tables(similarity=jnp.asarray(similarity), names=no_names)
+    rewards, at_end = ellm_ppo.ellm_rewards(setup, tables, rollout, jnp.asarray(achieved))
     sets = [set(np.flatnonzero(row)) for row in achieved]
     expected = plain_rewards(similarity, suggested, captions, terminated | truncated, sets, 0.8)
     np.testing.assert_allclose(rewards, expected, **EXACT)
