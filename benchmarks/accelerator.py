@@ -25,6 +25,7 @@ from benchmarks.origin import RESULTS, command_line, git_commit, machine, versio
 from lab.cli import run_cli
 from lab.compile_clock import CompileClock
 from lab.run import write_text
+from worlds.world import WorldArgs
 
 PACKAGES = ("jax", "jaxlib", "flax", "craftax")
 PPO_MINIBATCH = 2048  # env steps, at least; there are at most 8 minibatches
@@ -35,6 +36,8 @@ Make = Callable[[], tuple[speed.Run, int]]  # makes a contestant: one round of i
 class Args:
     """Measure, print and write the speeds."""
 
+    env: str = WorldArgs().env
+    """our world; craftax is comparable with crafter alone"""
     num_envs: tuple[int, ...] = (256, 1024, 4096, 16384)
     """numbers of worlds in step"""
     num_steps: int = 16
@@ -55,9 +58,9 @@ class Args:
 
 def contestants(args: Args, num_envs: int) -> dict[str, Make]:
     """Return by name what makes a contestant."""
-    size = speed.Args(num_envs=num_envs, num_steps=args.num_steps)
-    shape = {"num_envs": num_envs, "num_steps": args.num_steps, "hidden_size": args.hidden_size}
-    steps = size.num_env_steps
+    size = speed.Args(env=args.env, num_envs=num_envs, num_steps=args.num_steps)
+    shape = {"env": args.env, "num_envs": num_envs, "num_steps": args.num_steps}
+    shape["hidden_size"], steps = args.hidden_size, size.num_env_steps
     ppo = {"num_minibatches": max(1, min(8, steps // PPO_MINIBATCH))}
     # An update of DQN takes a gradient step for each `sample` env steps: every step is used once.
     sample = min(args.dqn_sample_size, steps)
@@ -137,6 +140,7 @@ def main(args: Args) -> dict[str, Any]:
     rows, left_out = measure_all(args)
     result = {
         "command": command_line("accelerator"),
+        "env": args.env,
         "device": f"{device.platform}: {device.device_kind}",
         "machine": machine(),
         "packages": versions(PACKAGES),

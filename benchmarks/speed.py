@@ -52,6 +52,8 @@ Run = Callable[[], None]  # one round, to its end
 class Args:
     """Measure, print and write the speeds."""
 
+    env: str = WorldArgs().env
+    """our world; craftax is comparable with crafter alone"""
     num_envs: int = 256
     """environments in step"""
     num_steps: int = 16
@@ -123,7 +125,7 @@ def optimistic(num_envs: int) -> Craftax:
 
 def random_ours(args: Args) -> Run:
     """Step our worlds with random actions: with observation, scene, caption and pooled resets."""
-    world = make_world(WorldArgs())
+    world = make_world(WorldArgs(env=args.env))
     envs = VectorWorld(world, args.num_envs, pool_size=args.num_envs)
 
     @partial(jax.jit, donate_argnums=0)
@@ -203,7 +205,7 @@ def train_reference(args: Args, make: Callable[[int], Craftax]) -> Run:
     17 actions, the game's own reward, no words.
     """
     craftax = make(args.num_envs)
-    size = {"num_envs": args.num_envs, "num_steps": args.num_steps}
+    size = {"env": args.env, "num_envs": args.num_envs, "num_steps": args.num_steps}
     run_args = ellm_ppo.Args(goal_source="none", **BLIND, **size)
     network = ellm_ppo.ActorCritic(17, run_args.hidden_size)
     setup = ellm_ppo.Setup(run_args, None, None, network)
@@ -311,7 +313,7 @@ def measure_worlds(args: Args) -> Speeds:
 
 def measure_training(args: Args) -> Speeds:
     """Measure PPO's updates, blind: on goals, on the game's reward, on plain craftax."""
-    size = {"num_envs": args.num_envs, "num_steps": args.num_steps, **BLIND}
+    size = {"env": args.env, "num_envs": args.num_envs, "num_steps": args.num_steps, **BLIND}
     contestants = {
         "ellm": train_ours(ellm_ppo, **size)[0],
         "none": train_ours(ellm_ppo, goal_source="none", **size)[0],
@@ -329,11 +331,12 @@ def measure_inputs(script: ModuleType, rounds: int, **fields) -> Speeds:
     return measure(contestants, rounds, steps)
 
 
-def measure_defaults(rounds: int) -> dict[str, Speeds]:
+def measure_defaults(args: Args) -> dict[str, Speeds]:
     """Measure both learners as they are by default, DQN from its first gradient step on."""
+    rounds, env = args.default_rounds, args.env
     return {
-        "ppo": measure_inputs(ellm_ppo, rounds),
-        "dqn": measure_inputs(ellm_dqn, rounds, learning_starts=0),
+        "ppo": measure_inputs(ellm_ppo, rounds, env=env),
+        "dqn": measure_inputs(ellm_dqn, rounds, env=env, learning_starts=0),
     }
 
 
@@ -364,7 +367,7 @@ def main(args: Args) -> dict[str, Any]:
         "training: ellm / optimistic": ratio(speeds["training"], "ellm", "optimistic"),
     }
     if args.default_rounds:
-        for name, table in measure_defaults(args.default_rounds).items():
+        for name, table in measure_defaults(args).items():
             speeds[name] = table
             ratios[f"{name}: both / blind"] = ratio(table, "both", "blind")
             ratios[f"{name}: caption / blind"] = ratio(table, "caption", "blind")
@@ -374,6 +377,7 @@ def main(args: Args) -> dict[str, Any]:
     }
     result = {
         "command": command_line("speed"),
+        "env": args.env,
         "num_envs": args.num_envs,
         "num_steps": args.num_steps,
         "rounds": args.rounds,

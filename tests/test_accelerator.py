@@ -8,7 +8,14 @@ import pytest
 from benchmarks import accelerator
 
 NAMES = ["worlds", "craftax", "ppo", "dqn"]
-SMALL = {"num_steps": 4, "hidden_size": 16, "dqn_sample_size": 8, "buffer_size": 512, "rounds": 1}
+SMALL = {
+    "env": "tests.toy.world:ToyWorld",
+    "num_steps": 4,
+    "hidden_size": 16,
+    "dqn_sample_size": 8,
+    "buffer_size": 512,
+    "rounds": 1,
+}
 
 
 def round_of(steps):
@@ -18,6 +25,7 @@ def round_of(steps):
 
 @pytest.mark.slow
 def test_everything_runs_in_small_form(tmp_path):
+    """Craftax is the real one, of the size that test_speed.py has compiled."""
     out = tmp_path / "accelerator.json"
     result = accelerator.main(accelerator.Args(num_envs=(4,), out=out, **SMALL))
     assert [row["what"] for row in result["rows"]] == NAMES and not result["left_out"]

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import ellm_dqn
@@ -16,12 +18,26 @@ DQN = {"train_frequency": 16, "sample_size": 8, "learning_starts": 0, "buffer_si
 DQN["target_network_frequency"] = 64
 
 
-@pytest.mark.slow
-def test_worlds_and_updates_are_measured_beside_craftax(tmp_path):
-    args = speed.Args(
-        num_envs=4, num_steps=4, rounds=2, default_rounds=0, out=tmp_path / "speed.json"
-    )
-    result = speed.main(args)
+def counting(num_envs):
+    """Return what stands for craftax, which takes long to compile: it counts to three."""
+
+    def reset(key):
+        return jnp.zeros((num_envs, 5)), jnp.zeros(num_envs, jnp.int32)
+
+    def step(key, states, actions):
+        done = states == 2
+        states = jnp.where(done, 0, states + 1)
+        return jax.nn.one_hot(states, 5), states, jnp.ones(num_envs), done
+
+    return speed.Craftax(reset, step)
+
+
+def test_worlds_and_updates_are_measured_beside_references(tmp_path, monkeypatch):
+    for name in ("optimistic", "auto_reset"):
+        monkeypatch.setattr(speed, name, counting)
+    size = {"env": TOY["env"], "num_envs": 4, "num_steps": 4}
+    out = tmp_path / "speed.json"
+    result = speed.main(speed.Args(rounds=2, default_rounds=0, out=out, **size))
     kinds = {
         "env_only": ["ours", "optimistic", "auto_reset"],
         "training": ["ellm", "none", "optimistic"],
@@ -31,7 +47,24 @@ def test_worlds_and_updates_are_measured_beside_craftax(tmp_path):
         assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in table.values())
     assert len(result["ratios"]) == 4 and min(result["ratios"].values()) > 0
     assert result["command"].startswith("python -m benchmarks.speed")
-    assert json.loads((tmp_path / "speed.json").read_text()) == result
+    assert json.loads(out.read_text()) == result
+
+
+@pytest.mark.slow
+def test_craftax_is_stepped_at_random():
+    speed.random_reference(speed.Args(num_envs=4, num_steps=4), speed.optimistic)()
+
+
+@pytest.mark.parametrize("make", [speed.optimistic, speed.auto_reset])
+@pytest.mark.parametrize("num_envs", [4, 32])
+def test_craftax_keeps_its_shapes(make, num_envs):
+    craftax = make(num_envs)
+    key, actions = jax.random.key(0), jnp.zeros(num_envs, jnp.int32)
+    observations, states = jax.eval_shape(craftax.reset, key)
+    stepped = jax.eval_shape(craftax.step, key, states, actions)
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (stepped[:2], (observations, states))]
+    assert shapes[0] == shapes[1]
+    assert stepped[2].shape == stepped[3].shape == (num_envs,) and stepped[3].dtype == bool
 
 
 @pytest.mark.parametrize(
@@ -64,7 +97,7 @@ def test_what_was_rehearsed_is_neither_compiled_nor_embedded_again(monkeypatch):
 
 
 def test_tables_without_goals():
-    args = ellm_ppo.Args(goal_source="none", **speed.BLIND)
+    args = ellm_ppo.Args(env=TOY["env"], goal_source="none", **speed.BLIND)
     tables = speed.no_tables(args)
     assert not tables.embeddings.size and not tables.fact_embeddings.size
     assert len(tables.sensible) >= len(make_world(args).captions)
