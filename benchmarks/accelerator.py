@@ -22,6 +22,7 @@ import ellm_dqn
 import ellm_ppo
 from benchmarks import speed
 from benchmarks.origin import RESULTS, command_line, git_commit, machine, versions
+from goals.arguments import GoalArgs
 from lab.cli import run_cli
 from lab.compile_clock import CompileClock
 from lab.run import write_text
@@ -38,6 +39,8 @@ class Args:
 
     env: str = WorldArgs().env
     """our world; craftax is comparable with crafter alone"""
+    goal_source: str = GoalArgs().goal_source
+    """goals of the learners; a world without recorded answers needs another source than llm"""
     num_envs: tuple[int, ...] = (256, 1024, 4096, 16384)
     """numbers of worlds in step"""
     num_steps: int = 16
@@ -60,7 +63,8 @@ def contestants(args: Args, num_envs: int) -> dict[str, Make]:
     """Return by name what makes a contestant."""
     size = speed.Args(env=args.env, num_envs=num_envs, num_steps=args.num_steps)
     shape = {"env": args.env, "num_envs": num_envs, "num_steps": args.num_steps}
-    shape["hidden_size"], steps = args.hidden_size, size.num_env_steps
+    shape |= {"goal_source": args.goal_source, "hidden_size": args.hidden_size}
+    steps = size.num_env_steps
     ppo = {"num_minibatches": max(1, min(8, steps // PPO_MINIBATCH))}
     # An update of DQN takes a gradient step for each `sample` env steps: every step is used once.
     sample = min(args.dqn_sample_size, steps)
@@ -141,6 +145,7 @@ def main(args: Args) -> dict[str, Any]:
     result = {
         "command": command_line("accelerator"),
         "env": args.env,
+        "goal_source": args.goal_source,
         "device": f"{device.platform}: {device.device_kind}",
         "machine": machine(),
         "packages": versions(PACKAGES),

@@ -32,6 +32,7 @@ from craftax.craftax_classic.envs.craftax_symbolic_env import (
 import ellm_dqn
 import ellm_ppo
 from benchmarks.origin import RESULTS, command_line, git_commit, machine
+from goals.arguments import GoalArgs
 from goals.service import GoalService
 from goals.tables import grow_goals
 from lab.cli import run_cli
@@ -54,6 +55,8 @@ class Args:
 
     env: str = WorldArgs().env
     """our world; craftax is comparable with crafter alone"""
+    goal_source: str = GoalArgs().goal_source
+    """goals of ELLM; a world without recorded answers needs another source than llm"""
     num_envs: int = 256
     """environments in step"""
     num_steps: int = 16
@@ -315,7 +318,7 @@ def measure_training(args: Args) -> Speeds:
     """Measure PPO's updates, blind: on goals, on the game's reward, on plain craftax."""
     size = {"env": args.env, "num_envs": args.num_envs, "num_steps": args.num_steps, **BLIND}
     contestants = {
-        "ellm": train_ours(ellm_ppo, **size)[0],
+        "ellm": train_ours(ellm_ppo, goal_source=args.goal_source, **size)[0],
         "none": train_ours(ellm_ppo, goal_source="none", **size)[0],
         "optimistic": train_reference(args, optimistic),
     }
@@ -333,10 +336,10 @@ def measure_inputs(script: ModuleType, rounds: int, **fields) -> Speeds:
 
 def measure_defaults(args: Args) -> dict[str, Speeds]:
     """Measure both learners as they are by default, DQN from its first gradient step on."""
-    rounds, env = args.default_rounds, args.env
+    rounds, fields = args.default_rounds, {"env": args.env, "goal_source": args.goal_source}
     return {
-        "ppo": measure_inputs(ellm_ppo, rounds, env=env),
-        "dqn": measure_inputs(ellm_dqn, rounds, env=env, learning_starts=0),
+        "ppo": measure_inputs(ellm_ppo, rounds, **fields),
+        "dqn": measure_inputs(ellm_dqn, rounds, learning_starts=0, **fields),
     }
 
 
@@ -378,6 +381,7 @@ def main(args: Args) -> dict[str, Any]:
     result = {
         "command": command_line("speed"),
         "env": args.env,
+        "goal_source": args.goal_source,
         "num_envs": args.num_envs,
         "num_steps": args.num_steps,
         "rounds": args.rounds,

@@ -10,6 +10,7 @@ from benchmarks import accelerator
 NAMES = ["worlds", "craftax", "ppo", "dqn"]
 SMALL = {
     "env": "tests.toy.world:ToyWorld",
+    "goal_source": "oracle",
     "num_steps": 4,
     "hidden_size": 16,
     "dqn_sample_size": 8,

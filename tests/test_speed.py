@@ -35,7 +35,7 @@ def counting(num_envs):
 def test_worlds_and_updates_are_measured_beside_references(tmp_path, monkeypatch):
     for name in ("optimistic", "auto_reset"):
         monkeypatch.setattr(speed, name, counting)
-    size = {"env": TOY["env"], "num_envs": 4, "num_steps": 4}
+    size = {"env": TOY["env"], "goal_source": "oracle", "num_envs": 4, "num_steps": 4}
     out = tmp_path / "speed.json"
     result = speed.main(speed.Args(rounds=2, default_rounds=0, out=out, **size))
     kinds = {
