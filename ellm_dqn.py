@@ -106,14 +106,6 @@ class Args(RunArgs, WorldArgs, GoalArgs):
         """Env steps per update."""
         return self.num_envs * self.num_steps
 
-    @property
-    def num_updates(self) -> int:
-        """Updates of the whole run; raises UserError if there is not one."""
-        if self.total_timesteps < self.batch_size:
-            short = f"--total-timesteps {self.total_timesteps} is less than"
-            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
-        return self.total_timesteps // self.batch_size
-
     # BEGIN DQN
     @property
     def gradient_steps(self) -> int:
@@ -529,14 +521,13 @@ def collect_step(
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
-    caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
-    captions_so_far, achieved = state.captions_so_far | caption, state.achieved
+    after, cut = state.moment.after(envs.states, transition.caption), transition.truncated
     if args.reads_goals:
         names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
-        achieved = reward_step(tables, threshold, suggested, achieved, names)[1]
+        achieved = reward_step(tables, threshold, suggested, state.achieved, names)[1]
+        after = after.replace(achieved=achieved)
 
     # The states that the time limit cut are kept: their values are what is to come (truncation).
-    after, cut = Moment(envs.states, captions_so_far, achieved), transition.truncated
     last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
 
     done = transition.terminated | transition.truncated
@@ -554,8 +545,8 @@ def collect_step(
     )
     state = state.replace(
         envs=setup.envs.reset_done(envs, done),
-        captions_so_far=captions_so_far & ~done[:, None],
-        achieved=achieved & ~done[:, None],
+        captions_so_far=after.captions_so_far & ~done[:, None],
+        achieved=after.achieved & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,
@@ -770,19 +761,13 @@ def act(
     names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
     rewards, achieved = reward_step(tables, threshold, suggested, moment.achieved, names)
     shown = {
-        "state": moment.states,
         "scene": scenes,
         "suggested": suggested,
-        "achieved": moment.achieved,
         "reached": achieved & suggested & ~moment.achieved,
         "action": actions,
-        "caption": transition.caption,
         "reward": rewards if args.goal_source != "none" else transition.reward,
-        "achievements": transition.achievements,
-        "score": transition.score,
     }
-    caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
-    after = Moment(states, moment.captions_so_far | caption, achieved)
+    after = moment.after(states, transition.caption).replace(achieved=achieved)
     return after, transition, shown
 
 

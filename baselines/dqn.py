@@ -93,14 +93,6 @@ class Args(RunArgs, WorldArgs, TextArgs):
         """Env steps per update."""
         return self.num_envs * self.num_steps
 
-    @property
-    def num_updates(self) -> int:
-        """Updates of the whole run; raises UserError if there is not one."""
-        if self.total_timesteps < self.batch_size:
-            short = f"--total-timesteps {self.total_timesteps} is less than"
-            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
-        return self.total_timesteps // self.batch_size
-
     # BEGIN DQN
     @property
     def gradient_steps(self) -> int:
@@ -444,11 +436,8 @@ def collect_step(
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
-    caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
-    captions_so_far = state.captions_so_far | caption
-
     # The states that the time limit cut are kept: their values are what is to come (truncation).
-    after, cut = Moment(envs.states, captions_so_far, state.last.achieved), transition.truncated
+    after, cut = state.moment.after(envs.states, transition.caption), transition.truncated
     last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
 
     done = transition.terminated | transition.truncated
@@ -463,7 +452,7 @@ def collect_step(
     )
     state = state.replace(
         envs=setup.envs.reset_done(envs, done),
-        captions_so_far=captions_so_far & ~done[:, None],
+        captions_so_far=after.captions_so_far & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,
@@ -642,11 +631,7 @@ def update(
         "pool_exhausted": envs.exhausted,
         **losses,
     }
-    state = state.replace(
-        envs=envs,
-        update=state.update + 1,
-        step=jnp.zeros((), jnp.int32),
-    )
+    state = state.replace(envs=envs, update=state.update + 1, step=jnp.zeros((), jnp.int32))
     return state, metrics
 
 
@@ -667,20 +652,13 @@ def act(
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
     shown = {
-        "state": moment.states,
         "scene": scenes,
         "suggested": no_goals,
-        "achieved": no_goals,
         "reached": no_goals,
         "action": actions,
-        "caption": transition.caption,
         "reward": transition.reward,
-        "achievements": transition.achievements,
-        "score": transition.score,
     }
-    caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
-    after = Moment(states, moment.captions_so_far | caption, no_goals)
-    return after, transition, shown
+    return moment.after(states, transition.caption), transition, shown
 
 
 # --------------------------------------------------------------------------------------------- main

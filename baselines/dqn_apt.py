@@ -96,14 +96,6 @@ class Args(RunArgs, WorldArgs, APTArgs):
         """Env steps per update."""
         return self.num_envs * self.num_steps
 
-    @property
-    def num_updates(self) -> int:
-        """Updates of the whole run; raises UserError if there is not one."""
-        if self.total_timesteps < self.batch_size:
-            short = f"--total-timesteps {self.total_timesteps} is less than"
-            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
-        return self.total_timesteps // self.batch_size
-
     # BEGIN DQN
     @property
     def gradient_steps(self) -> int:
@@ -469,11 +461,8 @@ def collect_step(
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
-    caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
-    captions_so_far = state.captions_so_far | caption
-
     # The states that the time limit cut are kept: their values are what is to come (truncation).
-    after, cut = Moment(envs.states, captions_so_far, state.last.achieved), transition.truncated
+    after, cut = state.moment.after(envs.states, transition.caption), transition.truncated
     last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
 
     done = transition.terminated | transition.truncated
@@ -491,7 +480,7 @@ def collect_step(
     # END APT
     state = state.replace(
         envs=setup.envs.reset_done(envs, done),
-        captions_so_far=captions_so_far & ~done[:, None],
+        captions_so_far=after.captions_so_far & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,
@@ -648,11 +637,9 @@ def update(
     # REWARD
     rewards = rollout.rewards
     # BEGIN APT
-    intrinsic, bonus, bonus_metrics = setup.bonus.reward(
-        tables, state.bonus, rollout.noted, rollout.actions, state.key
-    )
-    args = setup.args
-    rewards = args.extrinsic_coef * rewards + args.intrinsic_coef * intrinsic
+    told = (rollout.noted, rollout.actions, state.key)
+    intrinsic, bonus, bonus_metrics = setup.bonus.reward(tables, state.bonus, *told)
+    rewards = setup.args.extrinsic_coef * rewards + setup.args.intrinsic_coef * intrinsic
     state = state.replace(bonus=bonus)
     # END APT
     key, _, refill_key = jax.random.split(state.key, 3)
@@ -686,11 +673,7 @@ def update(
     # BEGIN APT
     metrics |= bonus_metrics
     # END APT
-    state = state.replace(
-        envs=envs,
-        update=state.update + 1,
-        step=jnp.zeros((), jnp.int32),
-    )
+    state = state.replace(envs=envs, update=state.update + 1, step=jnp.zeros((), jnp.int32))
     return state, metrics
 
 
@@ -711,20 +694,13 @@ def act(
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
     shown = {
-        "state": moment.states,
         "scene": scenes,
         "suggested": no_goals,
-        "achieved": no_goals,
         "reached": no_goals,
         "action": actions,
-        "caption": transition.caption,
         "reward": transition.reward,
-        "achievements": transition.achievements,
-        "score": transition.score,
     }
-    caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
-    after = Moment(states, moment.captions_so_far | caption, no_goals)
-    return after, transition, shown
+    return moment.after(states, transition.caption), transition, shown
 
 
 # --------------------------------------------------------------------------------------------- main

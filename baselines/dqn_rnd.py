@@ -27,7 +27,7 @@ import optax
 from flax import struct
 
 from bonuses.bonus import Moves, Seen
-from bonuses.noveld import NovelD, NovelDArgs, NovelDState
+from bonuses.noveld import NovelD, NovelDArgs, NovelDState, make_bonus
 from bonuses.rnd import RND, RNDState
 from goals.service import GoalService
 from goals.tables import GoalTables, is_known, pack_bits, read_text, unpack_bits, word_sets
@@ -96,14 +96,6 @@ class Args(RunArgs, WorldArgs, NovelDArgs):
     def batch_size(self) -> int:
         """Env steps per update."""
         return self.num_envs * self.num_steps
-
-    @property
-    def num_updates(self) -> int:
-        """Updates of the whole run; raises UserError if there is not one."""
-        if self.total_timesteps < self.batch_size:
-            short = f"--total-timesteps {self.total_timesteps} is less than"
-            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
-        return self.total_timesteps // self.batch_size
 
     # BEGIN DQN
     @property
@@ -258,10 +250,7 @@ class Setup:
     @property
     def bonus(self) -> RND | NovelD:
         """The bonus; raises UserError for arguments that do not fit."""
-        args = self.args
-        sizes = (args.num_envs, args.num_steps, args.hidden_size)
-        rnd = RND(args, self.world, args.seed, *sizes, args.gamma)
-        return NovelD(rnd) if args.noveld else rnd
+        return make_bonus(self.args, self.world)
 
     def __post_init__(self):
         _ = self.bonus  # raise what is wrong with its arguments
@@ -471,11 +460,8 @@ def collect_step(
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
-    caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
-    captions_so_far = state.captions_so_far | caption
-
     # The states that the time limit cut are kept: their values are what is to come (truncation).
-    after, cut = Moment(envs.states, captions_so_far, state.last.achieved), transition.truncated
+    after, cut = state.moment.after(envs.states, transition.caption), transition.truncated
     last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
 
     done = transition.terminated | transition.truncated
@@ -493,7 +479,7 @@ def collect_step(
     # END RND
     state = state.replace(
         envs=setup.envs.reset_done(envs, done),
-        captions_so_far=captions_so_far & ~done[:, None],
+        captions_so_far=after.captions_so_far & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,
@@ -651,11 +637,9 @@ def update(
     rewards = rollout.rewards
     # BEGIN RND
     done = rollout.terminated | rollout.truncated
-    intrinsic, bonus, bonus_metrics = setup.bonus.reward(
-        tables, state.bonus, rollout.noted, done, state.key
-    )
-    args = setup.args
-    rewards = args.extrinsic_coef * rewards + args.intrinsic_coef * intrinsic
+    told = (rollout.noted, done, state.key)
+    intrinsic, bonus, bonus_metrics = setup.bonus.reward(tables, state.bonus, *told)
+    rewards = setup.args.extrinsic_coef * rewards + setup.args.intrinsic_coef * intrinsic
     state = state.replace(bonus=bonus)
     # END RND
     key, _, refill_key = jax.random.split(state.key, 3)
@@ -689,11 +673,7 @@ def update(
     # BEGIN RND
     metrics |= bonus_metrics
     # END RND
-    state = state.replace(
-        envs=envs,
-        update=state.update + 1,
-        step=jnp.zeros((), jnp.int32),
-    )
+    state = state.replace(envs=envs, update=state.update + 1, step=jnp.zeros((), jnp.int32))
     return state, metrics
 
 
@@ -714,20 +694,13 @@ def act(
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
     shown = {
-        "state": moment.states,
         "scene": scenes,
         "suggested": no_goals,
-        "achieved": no_goals,
         "reached": no_goals,
         "action": actions,
-        "caption": transition.caption,
         "reward": transition.reward,
-        "achievements": transition.achievements,
-        "score": transition.score,
     }
-    caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
-    after = Moment(states, moment.captions_so_far | caption, no_goals)
-    return after, transition, shown
+    return moment.after(states, transition.caption), transition, shown
 
 
 # --------------------------------------------------------------------------------------------- main

@@ -71,14 +71,6 @@ class Args(RunArgs, WorldArgs, TextArgs):
         """Env steps per update."""
         return self.num_envs * self.num_steps
 
-    @property
-    def num_updates(self) -> int:
-        """Updates of the whole run; raises UserError if there is not one."""
-        if self.total_timesteps < self.batch_size:
-            short = f"--total-timesteps {self.total_timesteps} is less than"
-            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
-        return self.total_timesteps // self.batch_size
-
     # BEGIN PPO
     @property
     def minibatch_size(self) -> int:
@@ -288,11 +280,8 @@ def collect_step(
     # END PPO
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
-    caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
-    captions_so_far = state.captions_so_far | caption
-
     # The states that the time limit cut are kept: their values are what is to come (truncation).
-    after, cut = Moment(envs.states, captions_so_far, state.last.achieved), transition.truncated
+    after, cut = state.moment.after(envs.states, transition.caption), transition.truncated
     last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
 
     done = transition.terminated | transition.truncated
@@ -309,7 +298,7 @@ def collect_step(
     )
     state = state.replace(
         envs=setup.envs.reset_done(envs, done),
-        captions_so_far=captions_so_far & ~done[:, None],
+        captions_so_far=after.captions_so_far & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,
@@ -390,33 +379,24 @@ def generalised_advantages(
     return jax.lax.scan(walk_back, jnp.zeros_like(deltas[0]), (deltas, done), reverse=True)[1]
 
 
-@struct.dataclass
-class Batch:
-    """What PPO learns from, [B, ...]: inputs, actions int32, all else float32."""
-
-    inputs: PolicyInput
-    actions: jax.Array
-    log_probs: jax.Array
-    values: jax.Array
-    advantages: jax.Array
-    returns: jax.Array
-
-
 def ppo_loss(
-    network: nn.Module, args: Args, tables: GoalTables, params: Any, batch: Batch
+    setup: Setup, tables: GoalTables, params: Any, batch: Rollout, advantages: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the clipped surrogate loss (Schulman et al., 2017) and what it is made of."""
-    chex.assert_equal_shape([batch.actions, batch.log_probs, batch.values, batch.returns])
-    logits, values = network.apply(params, batch.inputs, tables)
+    """Return the clipped surrogate loss (Schulman et al., 2017) and what it is made of.
+
+    batch: steps [B, ...]; advantages: [B] float32.
+    """
+    chex.assert_equal_shape([batch.actions, batch.log_probs, batch.values, advantages])
+    args, returns = setup.args, advantages + batch.values
+    logits, values = setup.network.apply(params, batch.inputs, tables)
     log_policy = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(log_policy, batch.actions[:, None], axis=1)[:, 0]
     ratio = jnp.exp(log_probs - batch.log_probs)
-    advantages = batch.advantages
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     clipped = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)
     policy_loss = -jnp.minimum(advantages * ratio, advantages * clipped).mean()
     near = batch.values + jnp.clip(values - batch.values, -args.clip_coef, args.clip_coef)
-    errors = jnp.maximum((values - batch.returns) ** 2, (near - batch.returns) ** 2)
+    errors = jnp.maximum((values - returns) ** 2, (near - returns) ** 2)
     value_loss = 0.5 * errors.mean()
     entropy = -(jnp.exp(log_policy) * log_policy).sum(-1).mean()
     loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss
@@ -446,16 +426,17 @@ def advantages_of(
 
 
 def learn(
-    setup: Setup, tables: GoalTables, state: RunnerState, batch: Batch
+    setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout, advantages: jax.Array
 ) -> tuple[RunnerState, dict[str, jax.Array]]:
-    """Take the gradient steps on a batch of [T * N, ...]; return also the mean losses."""
+    """Take the gradient steps on a rollout and its advantages [T, N]; return also mean losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
+    steps = jax.tree.map(lambda x: x.reshape(args.batch_size, *x.shape[2:]), (rollout, advantages))
 
     def minibatch(carry, indices):
         params, opt_state = carry
-        chosen = jax.tree.map(lambda x: x[indices], batch)
-        loss = partial(ppo_loss, setup.network, args, tables)
-        gradients, parts = jax.grad(loss, has_aux=True)(params, chosen)
+        batch, weights = jax.tree.map(lambda x: x[indices], steps)
+        loss = partial(ppo_loss, setup, tables)
+        gradients, parts = jax.grad(loss, has_aux=True)(params, batch, weights)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), parts
 
@@ -485,18 +466,9 @@ def update(
     # BEGIN PPO
     # ADVANTAGE
     advantages = advantages_of(setup, tables, state, rollout, rewards)
-    batch = Batch(
-        inputs=rollout.inputs,
-        actions=rollout.actions,
-        log_probs=rollout.log_probs,
-        values=rollout.values,
-        advantages=advantages,
-        returns=advantages + rollout.values,
-    )
 
     # LEARN
-    batch = jax.tree.map(lambda x: x.reshape(setup.args.batch_size, *x.shape[2:]), batch)
-    state, losses = learn(setup, tables, state.replace(key=key), batch)
+    state, losses = learn(setup, tables, state.replace(key=key), rollout, advantages)
     # END PPO
 
     envs, episodes = setup.envs.drain(setup.envs.refill(refill_key, state.envs))
@@ -507,11 +479,7 @@ def update(
         "pool_exhausted": envs.exhausted,
         **losses,
     }
-    state = state.replace(
-        envs=envs,
-        update=state.update + 1,
-        step=jnp.zeros((), jnp.int32),
-    )
+    state = state.replace(envs=envs, update=state.update + 1, step=jnp.zeros((), jnp.int32))
     return state, metrics
 
 
@@ -532,20 +500,13 @@ def act(
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
     shown = {
-        "state": moment.states,
         "scene": scenes,
         "suggested": no_goals,
-        "achieved": no_goals,
         "reached": no_goals,
         "action": actions,
-        "caption": transition.caption,
         "reward": transition.reward,
-        "achievements": transition.achievements,
-        "score": transition.score,
     }
-    caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
-    after = Moment(states, moment.captions_so_far | caption, no_goals)
-    return after, transition, shown
+    return moment.after(states, transition.caption), transition, shown
 
 
 # --------------------------------------------------------------------------------------------- main

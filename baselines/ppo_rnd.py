@@ -27,7 +27,7 @@ import optax
 from flax import struct
 
 from bonuses.bonus import Moves, Seen
-from bonuses.noveld import NovelD, NovelDArgs, NovelDState
+from bonuses.noveld import NovelD, NovelDArgs, NovelDState, make_bonus
 from bonuses.rnd import RND, RNDState
 from goals.service import GoalService
 from goals.tables import GoalTables, is_known, read_text, word_sets
@@ -74,14 +74,6 @@ class Args(RunArgs, WorldArgs, NovelDArgs):
     def batch_size(self) -> int:
         """Env steps per update."""
         return self.num_envs * self.num_steps
-
-    @property
-    def num_updates(self) -> int:
-        """Updates of the whole run; raises UserError if there is not one."""
-        if self.total_timesteps < self.batch_size:
-            short = f"--total-timesteps {self.total_timesteps} is less than"
-            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
-        return self.total_timesteps // self.batch_size
 
     # BEGIN PPO
     @property
@@ -179,10 +171,7 @@ class Setup:
     @property
     def bonus(self) -> RND | NovelD:
         """The bonus; raises UserError for arguments that do not fit."""
-        args = self.args
-        sizes = (args.num_envs, args.num_steps, args.hidden_size)
-        rnd = RND(args, self.world, args.seed, *sizes, args.gamma)
-        return NovelD(rnd) if args.noveld else rnd
+        return make_bonus(self.args, self.world)
 
     def __post_init__(self):
         _ = self.bonus  # raise what is wrong with its arguments
@@ -315,11 +304,8 @@ def collect_step(
     # END PPO
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
-    caption = jax.nn.one_hot(transition.caption, len(setup.world.captions), dtype=bool)
-    captions_so_far = state.captions_so_far | caption
-
     # The states that the time limit cut are kept: their values are what is to come (truncation).
-    after, cut = Moment(envs.states, captions_so_far, state.last.achieved), transition.truncated
+    after, cut = state.moment.after(envs.states, transition.caption), transition.truncated
     last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
 
     done = transition.terminated | transition.truncated
@@ -339,7 +325,7 @@ def collect_step(
     # END RND
     state = state.replace(
         envs=setup.envs.reset_done(envs, done),
-        captions_so_far=captions_so_far & ~done[:, None],
+        captions_so_far=after.captions_so_far & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,
@@ -425,33 +411,24 @@ def generalised_advantages(
     return jax.lax.scan(walk_back, jnp.zeros_like(deltas[0]), (deltas, done), reverse=True)[1]
 
 
-@struct.dataclass
-class Batch:
-    """What PPO learns from, [B, ...]: inputs, actions int32, all else float32."""
-
-    inputs: PolicyInput
-    actions: jax.Array
-    log_probs: jax.Array
-    values: jax.Array
-    advantages: jax.Array
-    returns: jax.Array
-
-
 def ppo_loss(
-    network: nn.Module, args: Args, tables: GoalTables, params: Any, batch: Batch
+    setup: Setup, tables: GoalTables, params: Any, batch: Rollout, advantages: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the clipped surrogate loss (Schulman et al., 2017) and what it is made of."""
-    chex.assert_equal_shape([batch.actions, batch.log_probs, batch.values, batch.returns])
-    logits, values = network.apply(params, batch.inputs, tables)
+    """Return the clipped surrogate loss (Schulman et al., 2017) and what it is made of.
+
+    batch: steps [B, ...]; advantages: [B] float32.
+    """
+    chex.assert_equal_shape([batch.actions, batch.log_probs, batch.values, advantages])
+    args, returns = setup.args, advantages + batch.values
+    logits, values = setup.network.apply(params, batch.inputs, tables)
     log_policy = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(log_policy, batch.actions[:, None], axis=1)[:, 0]
     ratio = jnp.exp(log_probs - batch.log_probs)
-    advantages = batch.advantages
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     clipped = jnp.clip(ratio, 1.0 - args.clip_coef, 1.0 + args.clip_coef)
     policy_loss = -jnp.minimum(advantages * ratio, advantages * clipped).mean()
     near = batch.values + jnp.clip(values - batch.values, -args.clip_coef, args.clip_coef)
-    errors = jnp.maximum((values - batch.returns) ** 2, (near - batch.returns) ** 2)
+    errors = jnp.maximum((values - returns) ** 2, (near - returns) ** 2)
     value_loss = 0.5 * errors.mean()
     entropy = -(jnp.exp(log_policy) * log_policy).sum(-1).mean()
     loss = policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss
@@ -481,16 +458,17 @@ def advantages_of(
 
 
 def learn(
-    setup: Setup, tables: GoalTables, state: RunnerState, batch: Batch
+    setup: Setup, tables: GoalTables, state: RunnerState, rollout: Rollout, advantages: jax.Array
 ) -> tuple[RunnerState, dict[str, jax.Array]]:
-    """Take the gradient steps on a batch of [T * N, ...]; return also the mean losses."""
+    """Take the gradient steps on a rollout and its advantages [T, N]; return also mean losses."""
     args, optimizer = setup.args, make_optimizer(setup.args)
+    steps = jax.tree.map(lambda x: x.reshape(args.batch_size, *x.shape[2:]), (rollout, advantages))
 
     def minibatch(carry, indices):
         params, opt_state = carry
-        chosen = jax.tree.map(lambda x: x[indices], batch)
-        loss = partial(ppo_loss, setup.network, args, tables)
-        gradients, parts = jax.grad(loss, has_aux=True)(params, chosen)
+        batch, weights = jax.tree.map(lambda x: x[indices], steps)
+        loss = partial(ppo_loss, setup, tables)
+        gradients, parts = jax.grad(loss, has_aux=True)(params, batch, weights)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), parts
 
@@ -517,11 +495,9 @@ def update(
     rewards = rollout.rewards
     # BEGIN RND
     done = rollout.terminated | rollout.truncated
-    intrinsic, bonus, bonus_metrics = setup.bonus.reward(
-        tables, state.bonus, rollout.noted, done, state.key
-    )
-    args = setup.args
-    rewards = args.extrinsic_coef * rewards + args.intrinsic_coef * intrinsic
+    told = (rollout.noted, done, state.key)
+    intrinsic, bonus, bonus_metrics = setup.bonus.reward(tables, state.bonus, *told)
+    rewards = setup.args.extrinsic_coef * rewards + setup.args.intrinsic_coef * intrinsic
     state = state.replace(bonus=bonus)
     # END RND
     key, _, refill_key = jax.random.split(state.key, 3)
@@ -529,18 +505,9 @@ def update(
     # BEGIN PPO
     # ADVANTAGE
     advantages = advantages_of(setup, tables, state, rollout, rewards)
-    batch = Batch(
-        inputs=rollout.inputs,
-        actions=rollout.actions,
-        log_probs=rollout.log_probs,
-        values=rollout.values,
-        advantages=advantages,
-        returns=advantages + rollout.values,
-    )
 
     # LEARN
-    batch = jax.tree.map(lambda x: x.reshape(setup.args.batch_size, *x.shape[2:]), batch)
-    state, losses = learn(setup, tables, state.replace(key=key), batch)
+    state, losses = learn(setup, tables, state.replace(key=key), rollout, advantages)
     # END PPO
 
     envs, episodes = setup.envs.drain(setup.envs.refill(refill_key, state.envs))
@@ -554,11 +521,7 @@ def update(
     # BEGIN RND
     metrics |= bonus_metrics
     # END RND
-    state = state.replace(
-        envs=envs,
-        update=state.update + 1,
-        step=jnp.zeros((), jnp.int32),
-    )
+    state = state.replace(envs=envs, update=state.update + 1, step=jnp.zeros((), jnp.int32))
     return state, metrics
 
 
@@ -579,20 +542,13 @@ def act(
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
     shown = {
-        "state": moment.states,
         "scene": scenes,
         "suggested": no_goals,
-        "achieved": no_goals,
         "reached": no_goals,
         "action": actions,
-        "caption": transition.caption,
         "reward": transition.reward,
-        "achievements": transition.achievements,
-        "score": transition.score,
     }
-    caption = jax.nn.one_hot(transition.caption, len(world.captions), dtype=bool)
-    after = Moment(states, moment.captions_so_far | caption, no_goals)
-    return after, transition, shown
+    return moment.after(states, transition.caption), transition, shown
 
 
 # --------------------------------------------------------------------------------------------- main

@@ -221,8 +221,7 @@ def train_reference(args: Args, make: Callable[[int], Craftax]) -> Run:
         return ellm_ppo.PolicyInput(seen, nothing.astype(bool), text=nothing, goals=nothing)
 
     params = network.init(jax.random.key(1), read(observations), tables)
-    unused = dict.fromkeys(field.name for field in dataclasses.fields(ellm_ppo.RunnerState))
-    learner = ellm_ppo.RunnerState(**unused).replace(
+    learner = unfilled(ellm_ppo.RunnerState).replace(
         params=params,
         opt_state=ellm_ppo.make_optimizer(run_args).init(params),
         key=jax.random.key(2),
@@ -251,12 +250,18 @@ def train_reference(args: Args, make: Callable[[int], Craftax]) -> Run:
         advantages = ellm_ppo.generalised_advantages(
             rewards, values, next_values, done, done, *discounts
         )
-        batch = ellm_ppo.Batch(inputs, actions, log_probs, values, advantages, advantages + values)
-        batch = jax.tree.map(lambda x: x.reshape(run_args.batch_size, *x.shape[2:]), batch)
-        learner, losses = ellm_ppo.learn(setup, tables, learner, batch)
+        steps = unfilled(ellm_ppo.Rollout).replace(
+            inputs=inputs, actions=actions, log_probs=log_probs, values=values
+        )
+        learner, losses = ellm_ppo.learn(setup, tables, learner, steps, advantages)
         return (learner, seen), losses
 
     return keep_going(update, (learner, (observations, states)))
+
+
+def unfilled(cls: type) -> Any:
+    """Return a struct whose fields are all None, for those that `learn` does not read."""
+    return cls(**dict.fromkeys(field.name for field in dataclasses.fields(cls)))
 
 
 def no_tables(run_args: ellm_ppo.Args) -> Any:

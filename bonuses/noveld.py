@@ -21,6 +21,7 @@ from flax import struct
 from bonuses.bonus import Moves
 from bonuses.rnd import RND, RNDArgs, RNDState
 from goals.tables import GoalTables, hash_scenes
+from worlds.world import World
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,13 @@ class NovelD:
         rewards, known, metrics = rnd.pay(tables, known, moves.after, features, gains, key)
         metrics["first_visits"] = is_first.mean()
         return rewards, state.replace(rnd=known), metrics
+
+
+def make_bonus(args: Any, world: World) -> RND | NovelD:
+    """Return the bonus that a script's arguments ask for; raises UserError if they do not fit."""
+    sizes = (args.num_envs, args.num_steps, args.hidden_size)
+    rnd = RND(args, world, args.seed, *sizes, args.gamma)
+    return NovelD(rnd) if args.noveld else rnd
 
 
 def find_first_visits(

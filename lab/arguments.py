@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from lab.errors import UserError
+
 
 @dataclass(frozen=True)
 class RunArgs:
@@ -24,3 +26,14 @@ class RunArgs:
     film: bool = True  # make film.gif of the first evaluation episode
     track: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there
     compilation_cache: bool = True  # keep compiled programs in ~/.cache/ellm for the next start
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole run; raises UserError if there is not one.
+
+        `batch_size`, env steps per update, is the script's.
+        """
+        if self.total_timesteps < self.batch_size:
+            short = f"--total-timesteps {self.total_timesteps} is less than"
+            raise UserError(f"{short} --num-envs x --num-steps, {self.batch_size}")
+        return self.total_timesteps // self.batch_size

@@ -30,6 +30,11 @@ class Moment:
     captions_so_far: jax.Array
     achieved: jax.Array
 
+    def after(self, states: Any, captions: jax.Array) -> "Moment":
+        """Return the moment one step later, no goal reached by it; captions: [N] int32."""
+        caption = jax.nn.one_hot(captions, self.captions_so_far.shape[1], dtype=bool)
+        return Moment(states, self.captions_so_far | caption, self.achieved)
+
 
 @struct.dataclass
 class Unknown:
@@ -44,7 +49,7 @@ class Policy:
     """How a script acts: act(setup, tables, params, key, moment) -> (moment, transition, shown).
 
     `setup` is the script's and hashable, with `args` and `world`. transition: `Transition` [N];
-    shown: dict of [N, ...], what a film shows of the step.
+    shown: dict of [N, ...], what a film shows of the step beyond moment and transition.
     """
 
     setup: Any
@@ -111,7 +116,15 @@ def advance(
         lengths=episodes.lengths + 1,
         over=transition.terminated | transition.truncated,
     )
-    first = jax.tree.map(lambda x: x[0], shown | {"over": episodes.over})
+    shown |= {
+        "state": episodes.moment.states,
+        "achieved": episodes.moment.achieved,
+        "caption": transition.caption,
+        "score": transition.score,
+        "achievements": transition.achievements,
+        "over": episodes.over,
+    }
+    first = jax.tree.map(lambda x: x[0], shown)
     return select(episodes.over, episodes, after), first
 
 
