@@ -30,6 +30,7 @@ from goals.tables import GoalTables, is_known, pack_bits, read_text, unpack_bits
 from lab.arguments import RunArgs
 from lab.cli import run_cli
 from lab.convolution import Convolution
+from lab.dense import Dense
 from lab.errors import UserError
 from lab.play import Moment, Policy, Unknown, first_moment, select
 from lab.replay import Replay, Transitions, add, can_sample, empty_replay, sample_transitions
@@ -248,7 +249,6 @@ class Torso(nn.Module):
     @nn.compact
     def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return features [B, hidden_size] float32."""
-        dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))
         observation = inputs.observation
         if observation.ndim > 2:
             observation = observation.astype(jnp.float32) / 255.0
@@ -258,10 +258,8 @@ class Torso(nn.Module):
         sets = word_sets(tables, inputs.text)
         words = [Words(self.hidden_size // 2)(texts) for texts in sets]
         captions = inputs.captions_so_far.astype(jnp.float32)
-        x = jnp.concatenate([observation, captions, *words], axis=-1)
-        for _ in range(2):
-            x = nn.relu(nn.LayerNorm()(dense(self.hidden_size)(x)))
-        return x
+        x = nn.relu(nn.LayerNorm()(Dense(self.hidden_size)(observation, captions, *words)))
+        return nn.relu(nn.LayerNorm()(Dense(self.hidden_size)(x)))
 
 
 # BEGIN DQN
@@ -283,7 +281,7 @@ class PaperTorso(nn.Module):
         sets = word_sets(tables, inputs.text)
         words = [Words(self.hidden_size // 2)(texts) for texts in sets]
         captions = inputs.captions_so_far.astype(jnp.float32)
-        return nn.Dense(self.hidden_size)(jnp.concatenate([seen, captions, *words], axis=-1))
+        return Dense(self.hidden_size, nn.initializers.lecun_normal())(seen, captions, *words)
 
 
 class DuelingNetwork(nn.Module):

@@ -32,6 +32,7 @@ from goals.tables import GoalTables, is_known, read_text, word_sets
 from lab.arguments import RunArgs
 from lab.cli import run_cli
 from lab.convolution import Convolution
+from lab.dense import Dense
 from lab.errors import UserError
 from lab.play import Moment, Policy, Unknown, first_moment, select
 from lab.session import Session, configure
@@ -190,7 +191,6 @@ class Torso(nn.Module):
     @nn.compact
     def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
         """Return features [B, hidden_size] float32."""
-        dense = partial(nn.Dense, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))
         observation = inputs.observation
         if observation.ndim > 2:
             observation = observation.astype(jnp.float32) / 255.0
@@ -200,10 +200,8 @@ class Torso(nn.Module):
         sets = word_sets(tables, inputs.text)
         words = [Words(self.hidden_size // 2)(texts) for texts in sets]
         captions = inputs.captions_so_far.astype(jnp.float32)
-        x = jnp.concatenate([observation, captions, *words], axis=-1)
-        for _ in range(2):
-            x = nn.relu(nn.LayerNorm()(dense(self.hidden_size)(x)))
-        return x
+        x = nn.relu(nn.LayerNorm()(Dense(self.hidden_size)(observation, captions, *words)))
+        return nn.relu(nn.LayerNorm()(Dense(self.hidden_size)(x)))
 
 
 # BEGIN PPO
