@@ -254,6 +254,12 @@ def train(name: str, seed: int, run_dir: Path) -> int:
     return subprocess.run([sys.executable, *method.command, *flags], cwd=ROOT).returncode
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Return whether a run has been evaluated, the last thing of it that a row reports."""
+    summary = run_dir / SUMMARY
+    return summary.exists() and "evaluation" in read_json(summary)
+
+
 def run(name: str, seed: int, args: Args) -> bool:
     """Train what is not finished and record it; return whether that worked."""
     run_dir, run_name = args.runs.resolve() / f"{name}-s{seed}", f"{name}, seed {seed}"
@@ -265,10 +271,10 @@ def run(name: str, seed: int, args: Args) -> bool:
         if not is_ours:
             print(f"{run_name}: another process is at it", flush=True)
             return True
-        if not (run_dir / SUMMARY).exists():
+        if not is_finished(run_dir):
             print(f"{run_name}: begins", flush=True)
             code = train(name, seed, run_dir)
-            if code:
+            if code or not is_finished(run_dir):
                 print(f"{run_name}: failed with exit code {code}", flush=True)
                 return False
         row = make_row(name, seed, run_dir)

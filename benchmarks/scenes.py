@@ -26,7 +26,7 @@ from goals.service import GoalService
 from goals.tables import GoalTables, hash_scenes
 from lab.cli import run_cli
 from lab.errors import UserError
-from lab.evaluate import load_run, load_script
+from lab.evaluate import find_script, load_run, load_script
 from lab.metrics import score_key
 from lab.play import Moment, Policy, advance, begin
 from lab.run import SUMMARY, read_config, read_json
@@ -281,7 +281,7 @@ def play_all(args: Args) -> tuple[World, dict[str, Visits], dict[str, dict[str, 
     for number, run_dir in enumerate(args.run_dirs):
         if run_dir.name in sources:
             raise UserError(f"two runs are called {run_dir.name}: give runs of different names")
-        policy, service, state = load_run(load_script(read_config(run_dir)["script"]), run_dir)
+        policy, service, state = load_run(load_script(find_script(run_dir)), run_dir)
         setup, where = policy.setup, (service, state.params)
         world = world or setup.world
         if (setup.world.name, setup.world.facts) != (world.name, world.facts):

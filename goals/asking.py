@@ -63,11 +63,14 @@ class Asker:
         return max(0, self.budget - self.costs.queries) if self.budget else math.inf
 
     def find(self, prompt_hash: str, parameters: dict, questions: Sequence[str]) -> dict[str, str]:
-        """Return the raw answers that are in the stores, keyed by question."""
+        """Return the raw answers that are in the stores, keyed by question.
+
+        What is recorded counts first: it is the same whatever other runs have stored.
+        """
         key = self._key(prompt_hash, parameters)
-        answers = self.store.get_answers(*key, questions)
-        if self.recorded and len(answers) < len(questions):
-            answers |= self.recorded.get_answers(*key, [q for q in questions if q not in answers])
+        answers = self.recorded.get_answers(*key, questions) if self.recorded else {}
+        if len(answers) < len(questions):
+            answers |= self.store.get_answers(*key, [q for q in questions if q not in answers])
         self.costs += Costs(store_hits=len(answers))
         return answers
 

@@ -1,6 +1,6 @@
 """The host's side of goals: what is asked, when, and what the tables on the device then hold.
 
-A source with a language model takes an answer from the run's store, else from a recorded store,
+A source with a language model takes an answer from a recorded store, else from the run's store,
 else from the live model, which is never asked the same twice. Sources without one fill the tables
 once. Axis letters as in `goals.tables`.
 """
@@ -127,9 +127,14 @@ class GoalService:
     @property
     def embedding_size(self) -> int:
         """E, 0 if nothing is embedded."""
-        if not embeds_goals(self.args) and self.args.text_observation == "none":
+        if not self._embeds:
             return 0
         return self._embeddings.embed([self.world.captions[0]]).shape[1]
+
+    @property
+    def vectors(self) -> str | None:
+        """Where embeddings come from, in words; None if nothing is embedded."""
+        return self._embeddings.source if self._embeds else None
 
     @property
     def usage(self) -> Costs:
@@ -145,6 +150,10 @@ class GoalService:
     def queue_length(self) -> int:
         """How many scenes wait for an answer from the background."""
         return len(self.background) if self.background else 0
+
+    @property
+    def _embeds(self) -> bool:
+        return embeds_goals(self.args) or self.args.text_observation != "none"
 
     def describe(self) -> str:
         """Say in one line where goals come from."""

@@ -1,6 +1,7 @@
 """Checkpoints of all that a run needs to go on: arrays by orbax, counters and texts as JSON."""
 
 import json
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -11,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lab.errors import UserError
+from lab.errors import UserError, one_line
+
+# Each save would warn that there is no database of arrays to put together: `_open` wants none.
+logging.getLogger("absl").addFilter(lambda record: "merge of OCDBT" not in record.getMessage())
+
+HEADERS = "arrays/*/.zarray"  # where orbax writes the shape of each array
 
 
 class Checkpoints:
@@ -41,8 +47,9 @@ class Checkpoints:
         """Write `state` and `host`; return whether anything was written.
 
         `state` is a pytree of arrays, typed PRNG keys included; `host` is what JSON can hold.
-        Nothing is written when the newest checkpoint already has this step. Raises ValueError for a
-        step before the newest one, TypeError for a leaf that is not an array.
+        Nothing is written when the newest checkpoint already has this step. Raises UserError where
+        what is on disk afterwards is not what was saved, ValueError for a step before the newest
+        one, TypeError for a leaf that is not an array.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
@@ -66,6 +73,7 @@ class Checkpoints:
         )
         self._manager.save(step, args=arguments, force=True)
         self._manager.wait_until_finished()
+        self._check_written(step, arrays, content)
         return True
 
     def host(self, step: int | None = None) -> dict[str, Any]:
@@ -115,7 +123,28 @@ class Checkpoints:
             enable_async_checkpointing=False,
             cleanup_tmp_directories=self._writes,
         )
-        return ocp.CheckpointManager(self.path, options=options)
+        # Orbax's default, one database of all arrays, is put together by a pattern, which finds
+        # nothing in a path such as "run[1]".
+        handlers = {
+            "arrays": ocp.StandardCheckpointHandler(use_ocdbt=False),
+            "host": ocp.JsonCheckpointHandler(),
+        }
+        return ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
+
+    def _check_written(self, step: int, arrays: dict[str, Any], content: dict[str, Any]) -> None:
+        """Raise UserError if orbax wrote elsewhere or less; the numbers are checked when read."""
+        place = self.path / str(step)
+        try:
+            found = {path.parent.name: json.loads(path.read_text()) for path in place.glob(HEADERS)}
+        except (OSError, ValueError):
+            found = {}
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        is_whole = {name: header.get("shape") for name, header in found.items()} == shapes
+        if not is_whole or self._content(step) != content:
+            raise UserError(
+                f"the checkpoint {place} was not written whole: choose another --run-dir, "
+                "of plain characters and on a local disk"
+            )
 
     def _existing(self, step: int | None) -> int:
         """Return `step`, or the newest for None; raises UserError when it is not there."""
@@ -232,10 +261,9 @@ def _check_fits(place: Path, saved: list[dict[str, Any]], wanted: list[dict[str,
     )
 
 
-def _damaged(place: Path, reason: object) -> UserError:
+def _damaged(place: Path, reason: BaseException | str) -> UserError:
     """Return the error for a checkpoint that cannot be read."""
-    why = " ".join(str(reason).split())
-    why = why if len(why) <= 160 else why[:160] + "…"
+    why = one_line(reason) if isinstance(reason, BaseException) else reason
     return UserError(
         f"checkpoint {place} is damaged ({why}): remove it to go on from the one before"
     )

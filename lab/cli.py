@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from lab.errors import UserError
+from lab.errors import LastStepError, UserError
 
 Preset = Callable[[Any], Mapping[str, Any]]  # from arguments to the defaults their preset changes
 
@@ -29,15 +29,15 @@ def parse(args_class: type, preset: Preset | None = None, argv: Sequence[str] | 
 def run_cli(main: Callable[[Any], Any], args_class: type, preset: Preset | None = None) -> None:
     """Parse the command line into `args_class` and call `main(args)`.
 
-    Exit codes: 0 done, 2 the user's error (one line on stderr, no traceback), 130 interrupted by
-    Ctrl-C.
+    Exit codes: 0 done, 2 the user's error (one line on stderr, no traceback), 3 done but for a last
+    step that was asked for (one line), 130 interrupted by Ctrl-C.
     """
     try:
         main(parse(args_class, preset))
-    except UserError as error:
+    except (UserError, LastStepError) as error:
         sys.stdout.flush()
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 3)
     except KeyboardInterrupt as interrupt:
         sys.stdout.flush()
         command = ["python", *sys.argv]

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,11 @@ import jax
 from goals.service import GoalService
 from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
-from lab.errors import UserError
+from lab.errors import LastStepError, UserError, one_line
 from lab.film import film_frames, make_film
 from lab.metrics import score_key, score_label
 from lab.play import Policy, play
-from lab.run import read_config, write_json
+from lab.run import read_config, sha256, write_json
 from lab.session import HELD_OUT, restore
 from worlds import make_world
 
@@ -27,10 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Args:
-    """Evaluate a run by the script that trained it.
-
-    Writes evaluation.json, and film.gif if asked, into the run's directory.
-    """
+    """Evaluate a run by the script that trained it: evaluation.json, and film.gif if asked."""
 
     run_dir: str
     """directory of the run"""
@@ -40,31 +38,66 @@ class Args:
     """seed of the worlds and the policy; default: that of the run's own evaluations"""
     film: bool = False
     """also film the first episode"""
+    out: str | None = None
+    """directory to write into; default: the run's"""
+    script: str | None = None
+    """file to evaluate by; default: the one that trained the run"""
 
 
-def load_script(name: str) -> ModuleType:
-    """Import the script of this repository that a run names; any other is a UserError."""
-    path = (ROOT / name).resolve()
-    if ROOT not in path.parents or path.suffix != ".py" or not path.is_file():
-        missing = f"the run was made by {name}, which is not in {ROOT}"
-        raise UserError(f"{missing}: put the script back to evaluate its runs")
-    module_name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        sys.modules[module_name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[module_name])
-    return sys.modules[module_name]
+def find_script(run_dir: str | Path) -> Path:
+    """Return the script that trained a run, unchanged: this repository's, else where it was.
+
+    A script here that has changed since is taken, and that is said. Raises UserError where there is
+    none, and for one elsewhere that has changed: only a file that the run knows by its hash, or the
+    user by its name, is run.
+    """
+    config, folder = read_config(run_dir), Path(run_dir).resolve()
+    name, wanted = config["script"], config.get("script_sha256")
+    ours, there = (ROOT / name).resolve(), Path(config.get("script_file", name))
+    is_here = ROOT in ours.parents and folder not in ours.parents and ours.suffix == ".py"
+    if is_here and sha256(ours) == wanted:
+        return ours
+    is_there = there.is_absolute() and folder not in there.parents and there.suffix == ".py"
+    if is_there and wanted and sha256(there) == wanted:
+        return there
+    if is_here and ours.is_file():
+        print(f"{name} is not what it was when it trained {run_dir}", file=sys.stderr, flush=True)
+        return ours
+    changed = "has changed since" if there.is_file() else "is not there"
+    raise UserError(f"{run_dir} was made by {there}, which {changed}: give --script FILE")
+
+
+def load_script(path: Path) -> ModuleType:
+    """Import a script of this repository, or of another folder, which may import from its own."""
+    if not path.is_file():
+        raise UserError(f"--script {path} is no file: give the script that trained the run")
+    is_ours = ROOT in path.resolve().parents
+    parts = path.resolve().relative_to(ROOT).with_suffix("").parts if is_ours else (path.stem,)
+    name = ".".join(parts) if is_ours else f"{path.stem}_of_{sha256(path)[:12]}"
+    if name not in sys.modules:
+        if not is_ours:
+            sys.path.append(str(path.resolve().parent))
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def load_run(script: ModuleType, run_dir: str | Path) -> tuple[Policy, GoalService, Any]:
     """Return a run's policy, its service and the state of its last checkpoint.
 
-    Arguments that the run did not know yet have their defaults.
+    Arguments that the run did not know yet have their defaults. Where the policy reads no goals
+    nobody is asked for any: a film shows those that the stores have.
     """
-    recorded = read_config(run_dir)["arguments"]
+    config = read_config(run_dir)
+    recorded = config["arguments"]
     names = {field.name for field in dataclasses.fields(script.Args)}
     args = script.Args(**{name: value for name, value in recorded.items() if name in names})
-    world, was = make_world(args), read_config(run_dir).get("world")
+    if getattr(args, "goal_source", None) == "llm" and not args.reads_goals:
+        llm = config["language_model"] if args.llm_url else args.llm
+        offline = {"llm": llm, "llm_url": None, "resolve": "replay", "on_missing": "no-goals"}
+        args = dataclasses.replace(args, **offline)
+    world, was = make_world(args), config.get("world")
     if was not in (None, repr(world)):
         raise UserError(f"{run_dir} is of another world ({was}; here {world!r}): train anew")
     setup = script.make_setup(args, world)
@@ -79,22 +112,39 @@ def main(args: Args) -> dict[str, Any]:
     """Evaluate, print the success rates, and return what evaluation.json holds."""
     if args.episodes < 1:
         raise UserError(f"--episodes {args.episodes}: at least one episode must be played")
-    script = load_script(read_config(args.run_dir)["script"])
+    out = Path(args.out or args.run_dir)
+    _check_writable(out, args)
+    script = load_script(Path(args.script) if args.script else find_script(args.run_dir))
     jax.config.update("jax_numpy_rank_promotion", "raise")
     policy, service, state = load_run(script, args.run_dir)
     key = jax.random.key(args.seed)
     statistics, shown = play(policy, service, state.params, args.episodes, key, args.film)
-    run_dir, world = Path(args.run_dir), policy.setup.world
-    write_json(run_dir / "evaluation.json", {**dataclasses.asdict(args), **statistics})
-    if args.film:
-        make_film(film_frames(world, service.goals, shown), run_dir / "film.gif")
+    world = policy.setup.world
+    write_json(out / "evaluation.json", {**dataclasses.asdict(args), **statistics})
     service.close()
     for name, rate in sorted(statistics["success_rates"].items(), key=lambda item: -item[1]):
         print(f"{rate:7.1%}  {name}")
     score, words = statistics[score_key(world.score_name)], score_label(world.score_name)
     error = statistics[f"{world.score_name}_standard_error"]
     print(f"{score:.2f} ± {error:.2f} {words} per episode, {args.episodes} episodes")
+    if args.film:
+        try:
+            make_film(film_frames(world, service.goals, shown), out / "film.gif")
+        except Exception as error:  # of any kind: the evaluation stands
+            why = one_line(error)
+            raise LastStepError(f"the film failed ({why}): the rest is in {out}") from error
     return statistics
+
+
+def _check_writable(out: Path, args: Args) -> None:
+    """Raise UserError before anything is played if the evaluation cannot be kept."""
+    try:
+        if args.out:
+            out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}): give --out DIRECTORY") from None
 
 
 if __name__ == "__main__":

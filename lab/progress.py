@@ -1,5 +1,6 @@
 """A progress bar over env steps, or plain lines where there is no terminal."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -9,36 +10,33 @@ from tqdm import tqdm
 
 from lab.metrics import score_label
 
-PLAIN_SECONDS = 10.0  # without a terminal: at most one line in this time
+PLAIN_SECONDS = 60.0  # without a terminal: at most one line in this time
 RATE_SECONDS = 20.0  # steps per second are measured over this much of the past
 
 
 class Progress:
     """Show how far a run is; visible at once as "compiling", which the speed leaves out.
 
-    `total_steps` and `initial_steps` count env steps; `score_name` is the world's; `file` defaults
-    to stderr.
+    `total_steps` counts env steps; `score_name` is the world's; `file` defaults to stderr.
     """
 
     def __init__(
         self,
         total_steps: int,
         score_name: str,
-        initial_steps: int = 0,
         file: TextIO | None = None,
     ):
         self._file = sys.stderr if file is None else file
-        self._total, self._steps = total_steps, initial_steps
+        self._total, self._steps = total_steps, 0
         self._score_label = score_label(score_name)
         self._start = self._last_line = time.monotonic()
         self._history: deque[tuple[float, int]] = deque()
         self._details = self._shown = ""
         self._phase = "compiling"
         self._bar = None
-        if self._file.isatty():
+        if _holds_a_bar(self._file):
             self._bar = tqdm(
                 total=total_steps,
-                initial=initial_steps,
                 file=self._file,
                 bar_format="{percentage:3.0f}% |{bar:20}| {desc}",
                 dynamic_ncols=True,
@@ -136,6 +134,16 @@ class Progress:
         if text != self._shown and (force or now - self._last_line >= PLAIN_SECONDS):
             self._last_line, self._shown = now, text
             print(f"[{_clock(now - self._start)}] {text}", file=self._file, flush=True)
+
+
+def _holds_a_bar(file: TextIO) -> bool:
+    """Return whether a file is a terminal that can redraw a line."""
+    if not file.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        return min(os.get_terminal_size(file.fileno())) > 0  # some pseudo-terminals have no rows
+    except (OSError, ValueError):  # of unknown size
+        return True
 
 
 def _clock(seconds: float) -> str:

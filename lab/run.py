@@ -6,6 +6,7 @@ It holds config.json, metrics.jsonl, evaluations.jsonl and summary.json.
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +24,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 
 try:
     import fcntl
@@ -126,14 +128,16 @@ class Run:
         """Take back a new run of which nothing was logged; a resumed one stays."""
         if not self.resuming and not (self.path / METRICS).exists():
             self.close()
-            (self.path / CONFIG).unlink()
+            for name in (CONFIG, LOCK):
+                (self.path / name).unlink()
+            with suppress(OSError):  # it may hold more by now
+                self.path.rmdir()
 
     def close(self) -> None:
         """Close the files and the tracker and let other processes in; may be called again."""
         self._close_files()
-        if self._tracker is not None:
-            self._tracker.close()
-            self._tracker = None
+        self._tell_tracker(lambda tracker: tracker.close())
+        self._tracker = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -145,14 +149,40 @@ class Run:
             self._files[name] = open(self.path / name, "a", encoding="utf-8")  # noqa: SIM115
         self._files[name].write(json.dumps(line, allow_nan=False) + "\n")
         self._files[name].flush()
-        if self._tracker is not None:
-            self._tracker.log(int(line["env_steps"]), dict(_flatten(line, prefix)))
+        numbers = int(line["env_steps"]), dict(_flatten(line, prefix))
+        self._tell_tracker(lambda tracker: tracker.log(*numbers))
+
+    def _tell_tracker(self, tell: Callable[[Any], None]) -> None:
+        """Call the tracker, if there is one; when it fails the run goes on without."""
+        try:
+            if self._tracker is not None:
+                tell(self._tracker)
+        except Exception as error:  # whatever its package raises: the run has all it needs
+            self._tracker = None
+            said = f"tracking has failed ({one_line(error)}) and ended: {self.path} has all of it"
+            print(said, file=sys.stderr, flush=True)
 
     def _close_files(self) -> None:
         """Close the files of lines; the next line opens its own again."""
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+
+def new_run_dir(stem: str | os.PathLike) -> Path:
+    """Make a directory of this name, or of the first "name-2", "name-3" ... that is not there.
+
+    Raises UserError where none can be made.
+    """
+    for number in itertools.count(1):
+        path = Path(stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+        return path
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -245,6 +275,8 @@ def _is_run(path: Path) -> bool:
 
     Raises UserError for a file or a directory of something else.
     """
+    if "\\" in str(path) and os.sep != "\\":  # which the writers of arrays take for a slash
+        raise UserError(f"--run-dir {path} has a backslash in it: choose another --run-dir")
     if not path.exists():
         return False
     if not path.is_dir():
@@ -274,6 +306,10 @@ def _check_same(
         )
 
 
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to {path} ({error.strerror}): choose another --run-dir")
+
+
 def _lock(path: Path) -> TextIO:
     """Take the run for this process, until closed or killed.
 
@@ -283,9 +319,7 @@ def _lock(path: Path) -> TextIO:
         path.mkdir(parents=True, exist_ok=True)
         handle = open(path / LOCK, "w", encoding="utf-8")  # noqa: SIM115, held open on purpose
     except OSError as error:
-        raise UserError(
-            f"cannot write to {path} ({error.strerror}): choose another --run-dir"
-        ) from None
+        raise _cannot_write(path, error) from None
     if fcntl is not None:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -308,7 +342,8 @@ def _environment(script: Path, packages: Collection[str]) -> dict[str, Any]:
     devices = jax.devices()
     return {
         "script": (script.relative_to(root) if script.is_relative_to(root) else script).as_posix(),
-        "script_sha256": _sha256(script),
+        "script_file": script.as_posix(),
+        "script_sha256": sha256(script),
         "start_time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": _git(folder, "rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
@@ -321,7 +356,7 @@ def _environment(script: Path, packages: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _sha256(file: Path) -> str | None:
+def sha256(file: Path) -> str | None:
     """Return the hash of a file, None without one (a script typed at a prompt)."""
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 

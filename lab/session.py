@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from goals.service import GoalService
 from goals.tables import GoalTables
 from lab.arguments import RunArgs
 from lab.checkpoint import Checkpoints
 from lab.compile_clock import CompileClock
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.film import film_frames, make_film
 from lab.metrics import costs, metrics_line, score_key, score_label, summarise
 from lab.play import Policy, play
 from lab.plots import learning_curve
 from lab.progress import Progress
-from lab.run import Run, read_config, read_metrics
+from lab.run import Run, new_run_dir, read_config, read_metrics
 from worlds.world import World, WorldArgs
 
 CACHE = "~/.cache/ellm/xla"
@@ -52,6 +54,7 @@ class Session:
             "world": repr(world),
             "language_model": service.language_model,
             "prompts": service.prompts,
+            "vectors": service.vectors,
             "score_name": world.score_name,
         }
         free = {field for group in type(args).__mro__ for field in getattr(group, "FREE", ())}
@@ -60,8 +63,9 @@ class Session:
             field.name for field in dataclasses.fields(WorldArgs)
         }  # "world" says what they mean
         identity = [field for field in fields if field not in free]
-        identity += ["world", "language_model", "prompts"]
-        path = args.run_dir or f"runs/{name}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        identity += ["world", "language_model", "prompts", "vectors"]
+        stem = f"runs/{name}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = args.run_dir or new_run_dir(stem)
         with ExitStack() as stack:
             stack.callback(service.close)
             run = Run(
@@ -127,7 +131,8 @@ class Session:
     def log(self, state: Any, metrics: dict[str, Any]) -> None:
         """Write the update's line of metrics, and a checkpoint when one is due.
 
-        Raises UserError, the state saved, if asking in the background has failed.
+        Raises UserError, the state saved, if asking in the background has failed; and, the state
+        not saved, if a loss or, where a checkpoint is due, a parameter is not finite.
         """
         args, service, number = self.args, self.service, self._update
         metrics = jax.device_get(metrics)  # HOST WAITS for the device.
@@ -142,10 +147,12 @@ class Session:
             "host_seconds": host_seconds,
         }
         self.run.log(line)
+        is_saved = number % args.checkpoint_every == 0 or number == args.num_updates
+        self._check_finite(metrics, state.params if is_saved else ())
         score = line[score_key(self.world.score_name)]
         self.progress.update(line["env_steps"], score, service.num_scenes, service.queue_length)
         failure = service.failure
-        if number % args.checkpoint_every == 0 or number == args.num_updates or failure:
+        if is_saved or failure:
             self.checkpoints.save(
                 number, state, {"service": service.state(), "spent": self._spent()}
             )
@@ -155,38 +162,79 @@ class Session:
             ) from failure
 
     def finish(self, policy: Policy, params: Any) -> dict[str, Any]:
-        """Evaluate, film and report; return the content of summary.json."""
+        """Report, evaluate, film; return the content of summary.json.
+
+        The summary of the training is written first. A step after it that fails costs nothing but
+        its own result: it is told in one line, which the summary keeps under "failed".
+        """
         args, service, path = self.args, self.service, self.run.path
-        service.finish()
-        summary = summarise(read_metrics(path), self.world)
-        learning_curve(path, path / "curve.png")
-        shown = []
+        summary, shown = {"failed": {}}, []
+
+        def report() -> None:
+            env_steps = args.num_updates * args.batch_size
+            summary.update(
+                **summarise(read_metrics(path), self.world),
+                env_steps=env_steps,
+                **self._spent(),
+                **costs(dataclasses.asdict(service.usage), env_steps),
+                scenes=service.num_scenes,
+                goals=len(service.goals),
+                language_model=service.language_model,
+                git_commit=read_config(path)["git_commit"],
+            )
+            self.run.write_summary(summary)
+
+        def evaluate() -> None:
+            key, episodes = jax.random.key(HELD_OUT), args.evaluate_episodes
+            summary["evaluation"], steps = play(policy, service, params, episodes, key)
+            shown.extend(steps)
+
+        def film() -> None:
+            make_film(film_frames(self.world, service.goals, shown), path / "film.gif")
+
+        report()
+        self._try("asking", service.finish, summary)
+        self._try("the picture", lambda: learning_curve(path, path / "curve.png"), summary)
         if args.evaluate_episodes:
             self.progress.phase("evaluating")
-            key = jax.random.key(HELD_OUT)
-            summary["evaluation"], shown = play(
-                policy, service, params, args.evaluate_episodes, key
-            )
-        env_steps = args.num_updates * args.batch_size
-        summary |= {
-            "env_steps": env_steps,
-            **self._spent(),
-            **costs(dataclasses.asdict(service.usage), env_steps),
-            "scenes": service.num_scenes,
-            "goals": len(service.goals),
-            "language_model": service.language_model,
-            "git_commit": read_config(path)["git_commit"],
-        }
-        self.run.write_summary(summary)
+            self._try("the evaluation", evaluate, summary)
+        report()
         if args.film and shown:
             self.progress.phase("filming")
-            make_film(film_frames(self.world, service.goals, shown), path / "film.gif")
+            self._try("the film", film, summary)
+            if summary["failed"]:
+                report()
         self.progress.close()
         name = self.world.score_name
         score, words = summary[score_key(name)], score_label(name)
         ended = "no episode ended" if score is None else f"{score:.2f} {words} per episode"
         print(f"{path}: {ended}", flush=True)
         return summary
+
+    def _try(self, what: str, step: Callable[[], None], summary: dict[str, Any]) -> None:
+        """Take a step after the training; keep in the summary why it failed, if it does."""
+        try:
+            step()
+        except Exception as error:  # of any kind: what is done must not be lost to what is not
+            why = str(error) if isinstance(error, UserError) else one_line(error)
+            summary["failed"][what] = " ".join(why.split())
+            self.progress.write(
+                f"{what} failed ({summary['failed'][what]}): all else is in {self.run.path}"
+            )
+
+    def _check_finite(self, metrics: dict[str, Any], params: Any) -> None:
+        """Raise UserError if a number among the metrics, or a parameter, is not finite."""
+        numbers = {name: x for name, x in metrics.items() if name != "episodes"}
+        bad = [name for name, x in numbers.items() if not np.isfinite(x).all()]
+        if not bad and not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params)):
+            bad = ["a parameter"]
+        if bad:
+            last = self.checkpoints.latest_step()
+            kept = f"the checkpoint of update {last} is kept" if last else "there is no checkpoint"
+            raise UserError(
+                f"{bad[0]} is not finite after update {self._update}, {kept}: "
+                "choose a smaller --learning-rate, and another --run-dir"
+            )
 
     def _spent(self) -> dict[str, float]:
         return {

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -199,3 +200,36 @@ for name in state:
     process = python(code, str(tmp_path), env=flags, stderr=subprocess.PIPE)
     _, error = process.communicate()
     assert process.returncode == 0, error[-2000:]
+
+
+@pytest.mark.parametrize(
+    "name", ["r[1]", "r*?", "a b", "ü", "%20#", "{x}", "-r", "gs:x", "~$HOME", "a\nb"]
+)
+def test_odd_paths_hold_whole_checkpoints(tmp_path, name):
+    state = make_state(1)
+    with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        assert checkpoints.save(3, state, {"a": 1})
+    with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        restored, host = checkpoints.restore(state)
+    assert same_bits(restored, state) and host == {"a": 1}
+
+
+@pytest.mark.parametrize("lost", ["arrays", "header", "host"])
+def test_a_save_that_wrote_less_is_seen_at_once(tmp_path, monkeypatch, lost):
+    state = make_state(1)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, state, {"a": 1})
+        check, place = checkpoints._check_written, tmp_path / "run" / "2"
+
+        def lose(*written):
+            if lost == "arrays":
+                shutil.rmtree(place / "arrays")
+            elif lost == "header":
+                next((place / "arrays").glob("*/.zarray")).write_text("{}")
+            else:
+                (place / "host" / "metadata").write_text("{}")
+            check(*written)
+
+        monkeypatch.setattr(checkpoints, "_check_written", lose)
+        with pytest.raises(UserError, match="was not written whole|is damaged"):
+            checkpoints.save(2, state, {"a": 2})

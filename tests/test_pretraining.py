@@ -40,7 +40,7 @@ KEY_METHODS = [
 
 def write_run(run_dir, lines, **summary):
     """Write what a finished run leaves behind."""
-    run_dir.mkdir(parents=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     arguments = {"total_timesteps": 100_000}
     config = {"arguments": arguments, "git_commit": "ab12", "git_dirty": False}
     write_json(run_dir / "config.json", config)
@@ -156,7 +156,7 @@ def started(monkeypatch):
         commands.append(command[1:])
         if "novelty" in command:
             return SimpleNamespace(returncode=2)
-        write_run(Path(command[command.index("--run-dir") + 1]), LINES)
+        write_run(Path(command[command.index("--run-dir") + 1]), LINES, evaluation={})
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -185,7 +185,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(args, started, capsys):
 
 
 def test_what_is_finished_is_not_run_again(args, started, capsys):
-    write_run(args.runs / "rnd-s1", LINES)
+    write_run(args.runs / "rnd-s1", LINES, evaluation={})
     for _ in range(2):
         pretraining.main(args)
     assert [command[command.index("--seed") + 1] for command in started] == ["2"]
@@ -194,6 +194,12 @@ def test_what_is_finished_is_not_run_again(args, started, capsys):
     pretraining.main(dataclasses.replace(args, runs=args.runs / "elsewhere"))
     assert capsys.readouterr().out.count("has a row of it") == 2
     assert len(started) == 1 and len(pretraining.read_rows(args.results)) == 2
+
+
+def test_what_was_trained_but_not_evaluated_goes_on(args, started):
+    write_run(args.runs / "rnd-s1", LINES)
+    pretraining.main(args)
+    assert [command[command.index("--seed") + 1] for command in started] == ["1", "2"]
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(args, started, capsys):

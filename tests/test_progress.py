@@ -1,7 +1,12 @@
 """The progress bar and its plain lines."""
 
+import fcntl
 import io
+import os
+import struct
+import termios
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -9,7 +14,7 @@ from lab.progress import Progress
 
 
 class Terminal(io.StringIO):
-    """A text file which says it is a terminal."""
+    """A text file which says it is a terminal, of a size that nobody knows."""
 
     def isatty(self) -> bool:
         return True
@@ -47,3 +52,28 @@ def test_progress_without_a_terminal_prints_rarely():
         for step in range(1000):
             progress.update(step)
     assert len(file.getvalue().splitlines()) == 2  # the first and the last
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "has_bar"), [(24, 80, True), (0, 80, False), (0, 0, False)]
+)
+def test_a_terminal_without_rows_gets_plain_lines(rows, columns, has_bar, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with open(slave, "w") as file, Progress(1000, "achievements", file=file) as progress:
+        progress.update(1000)
+    shown = ""
+    with suppress(OSError):  # at the end of what was written
+        while part := os.read(master, 10_000).decode():
+            shown += part
+    os.close(master)
+    assert ("\x1b" in shown or "%" in shown) == has_bar and "1,000/1,000 steps" in shown
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    file = Terminal()
+    with Progress(1000, "achievements", file=file) as progress:
+        progress.update(1000)
+    assert "%" not in file.getvalue()

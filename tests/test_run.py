@@ -1,6 +1,7 @@
 """Run directories: configuration, lines of metrics and evaluations, trackers."""
 
 import json
+import os
 import subprocess
 import sys
 from hashlib import sha256
@@ -236,3 +237,15 @@ def test_summary_replaces_the_one_before(tmp_path):
         run.write_summary({"achievements_per_episode": np.float32(2.5)})
         run.write_summary({"achievements_per_episode": jnp.float32(3.5)})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"achievements_per_episode": 3.5}
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="a backslash parts folders here")
+def test_a_backslash_in_a_path_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has a backslash in it: choose another --run-dir"):
+        Run(tmp_path / "a\\b", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_discarded_run_leaves_nothing(tmp_path):
+    Run(tmp_path / "r", {}).discard()
+    assert not (tmp_path / "r").exists()
