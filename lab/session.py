@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,42 +168,23 @@ class Session:
         its own result: it is told in one line, which the summary keeps under "failed".
         """
         args, service, path = self.args, self.service, self.run.path
-        summary, shown = {"failed": {}}, []
-
-        def report() -> None:
-            env_steps = args.num_updates * args.batch_size
-            summary.update(
-                **summarise(read_metrics(path), self.world),
-                env_steps=env_steps,
-                **self._spent(),
-                **costs(dataclasses.asdict(service.usage), env_steps),
-                scenes=service.num_scenes,
-                goals=len(service.goals),
-                language_model=service.language_model,
-                git_commit=read_config(path)["git_commit"],
-            )
-            self.run.write_summary(summary)
-
-        def evaluate() -> None:
-            key, episodes = jax.random.key(HELD_OUT), args.evaluate_episodes
-            summary["evaluation"], steps = play(policy, service, params, episodes, key)
-            shown.extend(steps)
-
-        def film() -> None:
-            make_film(film_frames(self.world, service.goals, shown), path / "film.gif")
-
-        report()
-        self._try("asking", service.finish, summary)
-        self._try("the picture", lambda: learning_curve(path, path / "curve.png"), summary)
+        failed, evaluation, shown = {}, {}, []
+        self._report(failed, evaluation)
+        with self._last_step("asking", failed):
+            service.finish()
+        with self._last_step("the picture", failed):
+            learning_curve(path, path / "curve.png")
         if args.evaluate_episodes:
             self.progress.phase("evaluating")
-            self._try("the evaluation", evaluate, summary)
-        report()
+            key, episodes = jax.random.key(HELD_OUT), args.evaluate_episodes
+            with self._last_step("the evaluation", failed):
+                evaluation["evaluation"], shown = play(policy, service, params, episodes, key)
+        self._report(failed, evaluation)
         if args.film and shown:
             self.progress.phase("filming")
-            self._try("the film", film, summary)
-            if summary["failed"]:
-                report()
+            with self._last_step("the film", failed):
+                make_film(film_frames(self.world, service.goals, shown), path / "film.gif")
+        summary = self._report(failed, evaluation)
         self.progress.close()
         name = self.world.score_name
         score, words = summary[score_key(name)], score_label(name)
@@ -211,16 +192,33 @@ class Session:
         print(f"{path}: {ended}", flush=True)
         return summary
 
-    def _try(self, what: str, step: Callable[[], None], summary: dict[str, Any]) -> None:
-        """Take a step after the training; keep in the summary why it failed, if it does."""
+    def _report(self, failed: dict[str, str], evaluation: dict[str, Any]) -> dict[str, Any]:
+        """Write summary.json, and return it."""
+        service, env_steps = self.service, self.args.num_updates * self.args.batch_size
+        summary = {
+            **summarise(read_metrics(self.run.path), self.world),
+            **evaluation,
+            "env_steps": env_steps,
+            **self._spent(),
+            **costs(dataclasses.asdict(service.usage), env_steps),
+            "scenes": service.num_scenes,
+            "goals": len(service.goals),
+            "language_model": service.language_model,
+            "git_commit": read_config(self.run.path)["git_commit"],
+            "failed": failed,
+        }
+        self.run.write_summary(summary)
+        return summary
+
+    @contextmanager
+    def _last_step(self, what: str, failed: dict[str, str]) -> Iterator[None]:
+        """Let a step after the training fail, and keep why: what is done is not lost to it."""
         try:
-            step()
-        except Exception as error:  # of any kind: what is done must not be lost to what is not
+            yield
+        except Exception as error:  # of any kind
             why = str(error) if isinstance(error, UserError) else one_line(error)
-            summary["failed"][what] = " ".join(why.split())
-            self.progress.write(
-                f"{what} failed ({summary['failed'][what]}): all else is in {self.run.path}"
-            )
+            failed[what] = " ".join(why.split())
+            self.progress.write(f"{what} failed ({failed[what]}): all else is in {self.run.path}")
 
     def _check_finite(self, metrics: dict[str, Any], params: Any) -> None:
         """Raise UserError if a number among the metrics, or a parameter, is not finite."""
