@@ -29,6 +29,7 @@ from lab.errors import UserError
 from lab.evaluate import find_script, load_run, load_script
 from lab.metrics import score_key
 from lab.play import Moment, Policy, advance, begin
+from lab.ranges import Count, Ranged, Seed
 from lab.run import SUMMARY, read_config, read_json
 from worlds.world import Transition, World
 
@@ -39,20 +40,20 @@ COLUMNS = ("scenes", "shares", "visits", "weights", "sources")
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Play, count the scenes, draw some of them and write them down."""
 
     run_dirs: tuple[Path, ...]
     """runs whose policies play, besides random play"""
-    steps: int = 400_000
+    steps: Count = 400_000
     """steps that each run's policy plays at least; random play is half as long [env steps]"""
-    num_worlds: int = 256
+    num_worlds: Count = 256
     """episodes played at once"""
-    seed: int = 1000
+    seed: Seed = 1000
     """seed of the worlds, the policies and the draws"""
-    scenes_per_split: int = 150
+    scenes_per_split: Count = 150
     """distinct dev scenes, and as many test scenes, of each source"""
-    calibration_scenes: int = 256
+    calibration_scenes: Count = 256
     """distinct unlabelled scenes of random play"""
     out: Path | None = None
     """where the scenes go; default: benchmarks/scenes/<world>.npz"""

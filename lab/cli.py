@@ -4,13 +4,60 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from lab.errors import LastStepError, UserError
 
 Preset = Callable[[Any], Mapping[str, Any]]  # from arguments to the defaults their preset changes
+SWITCH_WORDS = {"true": True, "yes": True, "on": True, "1": True}
+SWITCH_WORDS |= {"false": False, "no": False, "off": False, "0": False}
+NUMBERS = ConstructorRegistry()
+
+
+@NUMBERS.primitive_rule
+def read_whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Return how an int is read: 1_000_000 and 1e6 are the same number."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: whole_number(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def whole_number(word: str) -> int:
+    """Return the number that a word writes as 1000000, 1_000_000 or 1e6; raises ValueError."""
+    with suppress(ValueError):
+        return int(word)
+    number = float(word)
+    if not number.is_integer():
+        raise ValueError(f"{word} is no whole number")
+    return int(number)
+
+
+def read_switches(args_class: type, words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with --film False, or --film=False, as --no-film."""
+    classes = get_args(args_class) or (args_class,)  # of a union of commands
+    names = [f.name for c in classes for f in dataclasses.fields(c) if f.type is bool]
+    flags = {f"--{name}" for name in names} | {f"--{name.replace('_', '-')}" for name in names}
+    read: list[str] = []
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag not in flags and read:
+            flag, value = read[-1], word
+        if flag in flags and value.lower() in SWITCH_WORDS:
+            if value == word:
+                read.pop()
+            word = flag if SWITCH_WORDS[value.lower()] else f"--no-{flag[2:]}"
+        read.append(word)
+    return read
 
 
 def parse(args_class: type, preset: Preset | None = None, argv: Sequence[str] | None = None) -> Any:
@@ -18,12 +65,13 @@ def parse(args_class: type, preset: Preset | None = None, argv: Sequence[str] | 
 
     argv: the command line, by default the process's own. What is given there explicitly holds.
     """
-    args = tyro.cli(args_class, args=argv)
+    words = read_switches(args_class, sys.argv[1:] if argv is None else argv)
+    args = tyro.cli(args_class, args=words, registry=NUMBERS)
     defaults = preset(args) if preset is not None else {}
     if not defaults:
         return args
     default = dataclasses.replace(args_class(), preset=args.preset, **defaults)
-    return tyro.cli(args_class, args=argv, default=default)
+    return tyro.cli(args_class, args=words, default=default, registry=NUMBERS)
 
 
 def run_cli(main: Callable[[Any], Any], args_class: type, preset: Preset | None = None) -> None:

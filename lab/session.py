@@ -253,8 +253,6 @@ def restore(
 
 def _check(args: RunArgs) -> None:
     """Raise UserError for arguments that do not go together."""
-    if args.checkpoint_every < 1:
-        raise UserError(f"--checkpoint-every {args.checkpoint_every}: give at least 1 update")
     if args.evaluate_every and (
         args.evaluate_every < args.batch_size or not args.evaluate_episodes
     ):
