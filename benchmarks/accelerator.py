@@ -25,6 +25,7 @@ from benchmarks.origin import RESULTS, command_line, git_commit, machine, versio
 from goals.arguments import GoalArgs
 from lab.cli import run_cli
 from lab.compile_clock import CompileClock
+from lab.machine import set_up_jax
 from lab.ranges import Count, Ranged, Weight, Width
 from lab.run import write_text
 from worlds.world import WorldArgs
@@ -140,7 +141,7 @@ def fastest(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def main(args: Args) -> dict[str, Any]:
     """Measure, print, and return what the JSON holds."""
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    set_up_jax()
     began, device = time.perf_counter(), jax.local_devices()[0]
     rows, left_out = measure_all(args)
     result = {

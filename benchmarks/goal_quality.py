@@ -40,8 +40,6 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmarks.origin import RESULTS, ROOT, command_line, git_commit, machine, versions
 from benchmarks.scenes import Sample, load, scenes_path
@@ -50,7 +48,7 @@ from goals.service import GoalService
 from goals.tables import suggest
 from lab.cli import run_cli
 from lab.errors import UserError
-from lab.plots import COLOURS, FAINT, GRID, INK, save_figure
+from lab.plots import COLOURS, FAINT, GRID, INK, Axes, Figure, save_figure
 from lab.ranges import Cosine, Count, Ranged
 from lab.run import read_json, to_json, write_json
 from worlds import make_world

@@ -27,6 +27,7 @@ from goals.tables import GoalTables, hash_scenes
 from lab.cli import run_cli
 from lab.errors import UserError
 from lab.evaluate import find_script, load_run, load_script
+from lab.machine import set_up_jax
 from lab.metrics import score_key
 from lab.play import Moment, Policy, advance, begin
 from lab.ranges import Count, Ranged, Seed
@@ -303,7 +304,7 @@ def play_all(args: Args) -> tuple[World, dict[str, Visits], dict[str, dict[str, 
 
 def main(args: Args) -> None:
     """Play, draw and write."""
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    set_up_jax()
     if not args.run_dirs:
         raise UserError("--run-dirs: name at least one run whose policy plays")
     world, plays, sources = play_all(args)

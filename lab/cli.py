@@ -1,6 +1,10 @@
 """From the command line to `main(args)` and back to an exit code."""
 
+import codecs
 import dataclasses
+import errno
+import io
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +20,16 @@ Preset = Callable[[Any], Mapping[str, Any]]  # from arguments to the defaults th
 SWITCH_WORDS = {"true": True, "yes": True, "on": True, "1": True}
 SWITCH_WORDS |= {"false": False, "no": False, "off": False, "0": False}
 NUMBERS = ConstructorRegistry()
+PLAIN = {"±": "+-", "…": "..."}  # for terminals that know only ASCII, or half of it
+codecs.register_error("plain", lambda error: (_in_ascii(error), error.end))
+
+# What errors say, whichever library raises them, when the machine is at fault, and what helps.
+SPACE = "free some space; the same command with its --run-dir goes on from the last checkpoint"
+PLACE = "give a path that can be written"
+MEMORY = "give fewer --num-envs, a smaller --hidden-size or, with DQN, a smaller --buffer-size"
+FAULTS = {os.strerror(code): SPACE for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+FAULTS |= {os.strerror(code): PLACE for code in (errno.EROFS, errno.EACCES, errno.EPERM)}
+FAULTS |= {"Out of memory": MEMORY}
 
 
 @NUMBERS.primitive_rule
@@ -74,18 +88,39 @@ def parse(args_class: type, preset: Preset | None = None, argv: Sequence[str] | 
     return tyro.cli(args_class, args=words, default=default, registry=NUMBERS)
 
 
+def _in_ascii(error: UnicodeEncodeError) -> str:
+    """Return what to print for characters that the terminal's encoding does not have."""
+    return "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end])
+
+
+def explain(error: Exception) -> str | None:
+    """Return one line for what the machine, not the program, did wrong; None for all else."""
+    found = [fault for fault in FAULTS if fault in str(error)]
+    if not found:
+        return None
+    path = f": {error.filename}" if getattr(error, "filename", None) else ""
+    return f"{found[0]}{path}: {FAULTS[found[0]]}"
+
+
 def run_cli(main: Callable[[Any], Any], args_class: type, preset: Preset | None = None) -> None:
     """Parse the command line into `args_class` and call `main(args)`.
 
-    Exit codes: 0 done, 2 the user's error (one line on stderr, no traceback), 3 done but for a last
-    step that was asked for (one line), 130 interrupted by Ctrl-C.
+    Exit codes: 0 done, 2 the user's error or the machine's (one line on stderr, no traceback), 3
+    done but for a last step that was asked for (one line), 130 interrupted by Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
     try:
         main(parse(args_class, preset))
-    except (UserError, LastStepError) as error:
+    except Exception as error:
+        told = isinstance(error, UserError | LastStepError)
+        said = str(error) if told else explain(error)
+        if said is None:
+            raise
         sys.stdout.flush()
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(error, UserError) else 3)
+        print("error:", " ".join(said.split()), file=sys.stderr, flush=True)
+        sys.exit(3 if isinstance(error, LastStepError) else 2)
     except KeyboardInterrupt as interrupt:
         sys.stdout.flush()
         command = ["python", *sys.argv]

@@ -17,6 +17,7 @@ from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
 from lab.errors import LastStepError, UserError, one_line
 from lab.film import film_frames, make_film
+from lab.machine import set_up_jax
 from lab.metrics import score_key, score_label
 from lab.play import Policy, play
 from lab.ranges import Count, Ranged, Seed
@@ -114,7 +115,7 @@ def main(args: Args) -> dict[str, Any]:
     out = Path(args.out or args.run_dir)
     _check_writable(out, args)
     script = load_script(Path(args.script) if args.script else find_script(args.run_dir))
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    set_up_jax()
     policy, service, state = load_run(script, args.run_dir)
     key = jax.random.key(args.seed)
     statistics, shown = play(policy, service, state.params, args.episodes, key, args.film)
