@@ -27,7 +27,7 @@ class Range:
 Seed = Annotated[int, Range(0, 2**32 - 1)]  # jax.random.key takes others modulo 2**32
 Count = Annotated[int, Range(1, MOST)]
 CountOrNone = Annotated[int, Range(0, MOST)]
-Width = Annotated[int, Range(2, MOST)]  # of a hidden layer, half as wide where it reads words
+Width = Annotated[int, Range(2, 2**16)]  # of a hidden layer, half as wide where it reads words
 Share = Annotated[float, Range(0, 1)]
 SomeShare = Annotated[float, Range(1e-6, 1)]
 Cosine = Annotated[float, Range(-1, 0.999999)]  # above which a cosine, at most 1, counts
