@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from flax import struct
 
+import baselines  # noqa: F401, for python baselines/dqn.py
 from goals.arguments import TextArgs
 from goals.service import GoalService
 from goals.tables import GoalTables, is_known, pack_bits, read_text, unpack_bits, word_sets

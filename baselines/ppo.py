@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from flax import struct
 
+import baselines  # noqa: F401, for python baselines/ppo.py
 from goals.arguments import TextArgs
 from goals.service import GoalService
 from goals.tables import GoalTables, is_known, read_text, word_sets

@@ -25,6 +25,7 @@ import numpy as np
 import optax
 from flax import struct
 
+import baselines  # noqa: F401, for python baselines/ppo_apt.py
 from bonuses.apt import APT, APTArgs, APTState
 from bonuses.bonus import Moves
 from goals.service import GoalService

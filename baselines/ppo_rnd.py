@@ -26,6 +26,7 @@ import numpy as np
 import optax
 from flax import struct
 
+import baselines  # noqa: F401, for python baselines/ppo_rnd.py
 from bonuses.bonus import Moves, Seen
 from bonuses.noveld import NovelD, NovelDArgs, NovelDState, make_bonus
 from bonuses.rnd import RND, RNDState
