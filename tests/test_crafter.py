@@ -440,7 +440,7 @@ def test_pictures_need_no_cache_in_the_folder_of_craftax(play, monkeypatch, tmp_
     with pytest.raises((EOFError, OSError)):
         make_craftax_pixel_renderer(16)
     state = jax.tree.map(lambda x: x[-1], play["before"])
-    picture = draw_pixels(state, 5)  # a size that no other test has made
+    picture = jax.jit(draw_pixels, static_argnums=1)(state, 5)  # a size that no other test has made
     assert picture.shape == (45, 45, 3) and int(picture.max()) > 0
     assert torn.read_bytes() == b"BZh9" and list(tmp_path.iterdir()) == [torn]
 
