@@ -167,6 +167,14 @@ def test_wandb_without_a_key_is_one_line_and_leaves_nothing(monkeypatch, tmp_pat
         pass
 
 
+def test_sentence_encoder_reports_to_nobody(tmp_path):
+    """onnxruntime keeps a database at home of what it is going to send."""
+    code = "from goals.sentence_encoder import OnnxNetwork; OnnxNetwork().encode(['chop tree'])"
+    done = python("-c", code, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
+
+
 def test_baselines_run_as_files():
     done = python("baselines/ppo_rnd.py", "--num-envs", "0")
     assert done.returncode == 2 and done.stderr.startswith("error: --num-envs 0: give")
