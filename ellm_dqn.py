@@ -46,6 +46,7 @@ from lab.convolution import Convolution
 from lab.dense import Dense
 from lab.errors import UserError
 from lab.play import Moment, Policy, Unknown, first_moment, select
+from lab.ranges import Count, CountOrNone, Positive, Share, SomeShare, StepSize, Weight, Width
 from lab.replay import Replay, Transitions, add, can_sample, empty_replay, sample_transitions
 from lab.session import Session, configure
 from lab.words import Words
@@ -65,40 +66,40 @@ class Args(RunArgs, WorldArgs, GoalArgs):
     # BEGIN DQN
     preset: Literal["cpu", "gpu", "paper"] = "cpu"
     """defaults for a laptop's CPU, for an accelerator, or the paper's"""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """time between checkpoints [updates], each with the replay; the last update has one"""
-    num_envs: int = 32  # worlds in step (N)
-    num_steps: int = 16  # steps of each world per update (T)
-    train_frequency: int = 16  # env steps per gradient step; the paper's: 4
-    sample_size: int = 64  # transitions per gradient step (B)
-    learning_starts: int = 20_000  # env steps before the first gradient step
-    buffer_size: int = 1_000_000  # transitions that the replay holds, of all worlds together
-    learning_rate: float = 1e-3  # Adam's step size
-    gamma: float = 0.97  # discount; the paper's: 0.99
-    n_step: int = 3  # rewards summed before the value is bootstrapped [env steps]
-    target_network_frequency: int = 8_000
+    num_envs: Count = 32  # worlds in step (N)
+    num_steps: Count = 16  # steps of each world per update (T)
+    train_frequency: Count = 16  # env steps per gradient step; the paper's: 4
+    sample_size: Count = 64  # transitions per gradient step (B)
+    learning_starts: CountOrNone = 20_000  # env steps before the first gradient step
+    buffer_size: Count = 1_000_000  # transitions that the replay holds, of all worlds together
+    learning_rate: StepSize = 1e-3  # Adam's step size
+    gamma: Share = 0.97  # discount; the paper's: 0.99
+    n_step: Count = 3  # rewards summed before the value is bootstrapped [env steps]
+    target_network_frequency: Count = 8_000
     """env steps between copies of the parameters into the target network"""
-    start_e: float = 1.0  # chance of a random action at the start
-    end_e: float = 0.01  # chance of a random action after the exploration
-    policy_temperature: float = 0.03
+    start_e: Share = 1.0  # chance of a random action at the start
+    end_e: Share = 0.01  # chance of a random action after the exploration
+    policy_temperature: Weight = 0.03
     """temperature of a softmax over the action values, for most of the 139 actions do nothing and
     the best may be one of them for ever; 0: always the best action, as in the paper"""
-    exploration_fraction: float = 0.2
+    exploration_fraction: SomeShare = 0.2
     """share of --total-timesteps in which the chance of a random action falls linearly"""
-    munchausen: float = 0.9
+    munchausen: Share = 0.9
     """share of the log-probability of the action taken that is added to its reward (Munchausen
     DQN), which averages the noise of action values; 0: double Q-learning, as in the paper"""
-    max_grad_norm: float = 10.0  # gradients are scaled down to this global norm; 0: they are not
-    adam_eps: float = 1e-5  # what Adam adds to the root of the second moment; the paper's: 1e-8
-    reward_clip: float = 0.0  # rewards are clipped to plus and minus this; 0: not; the paper's: 1
+    max_grad_norm: Weight = 10.0  # gradients are scaled down to this global norm; 0: they are not
+    adam_eps: Positive = 1e-5  # what Adam adds to the root of the second moment; the paper's: 1e-8
+    reward_clip: Weight = 0.0  # rewards are clipped to plus and minus this; 0: not; the paper's: 1
     time_limit_ends: bool = False
     """nothing is to come after the time limit, as in the paper, instead of a state's value"""
-    evaluation_e: float = 0.01  # chance of a random action in evaluation; the paper's: 0.001
+    evaluation_e: Share = 0.01  # chance of a random action in evaluation; the paper's: 0.001
     network: Literal["narrow", "paper"] = "narrow"
     """narrow: two layers with layer norm, then linear heads; paper: features at unit length, one
     linear layer, two hidden layers in each head"""
     # END DQN
-    hidden_size: int = 256  # width of the two hidden layers
+    hidden_size: Width = 256  # width of the two hidden layers
     caption_memory: bool = True
     """also read which captions the episode has seen: the once-per-episode reward can be learned"""
 
@@ -111,7 +112,7 @@ class Args(RunArgs, WorldArgs, GoalArgs):
     @property
     def gradient_steps(self) -> int:
         """Gradient steps per update; raises UserError if there is no whole number of them."""
-        if self.train_frequency < 1 or self.batch_size % self.train_frequency:
+        if self.batch_size % self.train_frequency:
             wrong = f"--train-frequency {self.train_frequency} does not divide"
             raise UserError(f"{wrong} --num-envs x --num-steps, {self.batch_size}")
         return self.batch_size // self.train_frequency
@@ -120,7 +121,7 @@ class Args(RunArgs, WorldArgs, GoalArgs):
     def target_period(self) -> int:
         """Gradient steps between target networks; raises UserError if that is no whole number."""
         frequency = self.target_network_frequency
-        if frequency < 1 or frequency % self.train_frequency:
+        if frequency % self.train_frequency:
             wrong = f"--train-frequency {self.train_frequency} does not divide"
             raise UserError(f"{wrong} --target-network-frequency {frequency}")
         return frequency // self.train_frequency
@@ -335,8 +336,7 @@ class DuelingNetwork(nn.Module):
 def make_setup(args: Args, world: World) -> Setup:
     """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
-        longer = f"--num-steps {args.num_steps} is longer than an episode"
-        raise UserError(f"{longer} ({world.max_episode_steps} steps)")
+        raise UserError(f"--num-steps {args.num_steps}: give at most {world.max_episode_steps}")
     # BEGIN DQN
     _ = args.num_updates, args.gradient_steps, args.target_period  # raise what is wrong with them
     if args.munchausen and not args.policy_temperature:

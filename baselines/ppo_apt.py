@@ -25,6 +25,7 @@ import numpy as np
 import optax
 from flax import struct
 
+import baselines  # noqa: F401, for python baselines/ppo_apt.py
 from bonuses.apt import APT, APTArgs, APTState
 from bonuses.bonus import Moves
 from goals.service import GoalService
@@ -35,6 +36,7 @@ from lab.convolution import Convolution
 from lab.dense import Dense
 from lab.errors import UserError
 from lab.play import Moment, Policy, Unknown, first_moment, select
+from lab.ranges import Count, Share, StepSize, Weight, Width
 from lab.session import Session, configure
 from lab.words import Words
 from worlds import make_world
@@ -52,20 +54,20 @@ class Args(RunArgs, WorldArgs, APTArgs):
 
     # BEGIN PPO
     preset: Literal["cpu", "gpu"] = "cpu"  # defaults for a laptop's CPU, or for an accelerator
-    num_envs: int = 32  # worlds in step (N)
-    num_steps: int = 64  # steps of each world per update (T)
-    num_minibatches: int = 4  # minibatches per epoch
-    update_epochs: int = 4  # passes over each rollout
-    learning_rate: float = 1e-3  # Adam's step size at the start
+    num_envs: Count = 32  # worlds in step (N)
+    num_steps: Count = 64  # steps of each world per update (T)
+    num_minibatches: Count = 4  # minibatches per epoch
+    update_epochs: Count = 4  # passes over each rollout
+    learning_rate: StepSize = 1e-3  # Adam's step size at the start
     anneal_lr: bool = True  # lower the learning rate linearly to zero
-    gamma: float = 0.99  # discount
-    gae_lambda: float = 0.9  # lambda of generalised advantage estimation
-    clip_coef: float = 0.2  # clipping range of the probability ratio
-    ent_coef: float = 0.01  # weight of the entropy bonus
-    vf_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # gradients are scaled down to this global norm; 0: they are not
+    gamma: Share = 0.99  # discount
+    gae_lambda: Share = 0.9  # lambda of generalised advantage estimation
+    clip_coef: Weight = 0.2  # clipping range of the probability ratio
+    ent_coef: Weight = 0.01  # weight of the entropy bonus
+    vf_coef: Weight = 0.5  # weight of the value loss
+    max_grad_norm: Weight = 0.5  # gradients are scaled down to this global norm; 0: they are not
     # END PPO
-    hidden_size: int = 256  # width of the two hidden layers
+    hidden_size: Width = 256  # width of the two hidden layers
     caption_memory: bool = True
     """also read which captions the episode has seen, as the agents of the ELLM scripts do"""
 
@@ -78,7 +80,7 @@ class Args(RunArgs, WorldArgs, APTArgs):
     @property
     def minibatch_size(self) -> int:
         """Env steps per gradient step; raises UserError if the batch cannot be divided so."""
-        if self.num_minibatches < 1 or self.batch_size % self.num_minibatches:
+        if self.batch_size % self.num_minibatches:
             wrong = f"--num-minibatches {self.num_minibatches} does not divide"
             raise UserError(f"{wrong} --num-envs x --num-steps, {self.batch_size}")
         return self.batch_size // self.num_minibatches
@@ -224,8 +226,7 @@ class ActorCritic(nn.Module):
 def make_setup(args: Args, world: World) -> Setup:
     """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
-        longer = f"--num-steps {args.num_steps} is longer than an episode"
-        raise UserError(f"{longer} ({world.max_episode_steps} steps)")
+        raise UserError(f"--num-steps {args.num_steps}: give at most {world.max_episode_steps}")
     # BEGIN PPO
     _ = args.num_updates, args.minibatch_size  # raise what is wrong with them
     network = ActorCritic(len(world.actions), args.hidden_size)

@@ -25,6 +25,8 @@ from benchmarks.origin import RESULTS, command_line, git_commit, machine, versio
 from goals.arguments import GoalArgs
 from lab.cli import run_cli
 from lab.compile_clock import CompileClock
+from lab.machine import set_up_jax
+from lab.ranges import Count, Ranged, Weight, Width
 from lab.run import write_text
 from worlds.world import WorldArgs
 
@@ -34,26 +36,26 @@ Make = Callable[[], tuple[speed.Run, int]]  # makes a contestant: one round of i
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Measure, print and write the speeds."""
 
     env: str = WorldArgs().env
     """our world; craftax is comparable with crafter alone"""
     goal_source: str = GoalArgs().goal_source
     """goals of the learners; a world without recorded answers needs another source than llm"""
-    num_envs: tuple[int, ...] = (256, 1024, 4096, 16384)
+    num_envs: tuple[Count, ...] = (256, 1024, 4096, 16384)
     """numbers of worlds in step"""
-    num_steps: int = 16
+    num_steps: Count = 16
     """steps of each world per rollout"""
-    hidden_size: int = 512
+    hidden_size: Width = 512
     """width of the learners' hidden layers"""
-    dqn_sample_size: int = 1024
+    dqn_sample_size: Count = 1024
     """transitions per gradient step of DQN"""
-    buffer_size: int = 1_000_000
+    buffer_size: Count = 1_000_000
     """transitions in DQN's replay, at least those of two updates"""
-    rounds: int = 5
+    rounds: Count = 5
     """timed rounds of each contestant"""
-    budget: float = 420.0
+    budget: Weight = 420.0
     """time after which nothing new begins [s]"""
     out: Path = RESULTS / "accelerator.json"
     """where the figures go"""
@@ -139,7 +141,7 @@ def fastest(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def main(args: Args) -> dict[str, Any]:
     """Measure, print, and return what the JSON holds."""
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    set_up_jax()
     began, device = time.perf_counter(), jax.local_devices()[0]
     rows, left_out = measure_all(args)
     result = {

@@ -16,15 +16,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.origin import RESULTS, ROOT
 from benchmarks.pretraining import BIN, METHODS, ROWS, Group, read_rows
 from lab.cli import run_cli
 from lab.errors import UserError
-from lab.plots import COLOURS, DASHES, FAINT, INK, SMOOTHING, finish_axes, save_figure, smooth
+from lab.plots import (
+    COLOURS,
+    DASHES,
+    FAINT,
+    INK,
+    SMOOTHING,
+    Axes,
+    Figure,
+    finish_axes,
+    save_figure,
+    smooth,
+)
 from lab.run import read_json, write_json, write_text
 
 RESAMPLES, POINTS = 5_000, 100  # draws of a bootstrap; points of a drawn curve

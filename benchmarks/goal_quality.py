@@ -40,8 +40,6 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmarks.origin import RESULTS, ROOT, command_line, git_commit, machine, versions
 from benchmarks.scenes import Sample, load, scenes_path
@@ -50,7 +48,8 @@ from goals.service import GoalService
 from goals.tables import suggest
 from lab.cli import run_cli
 from lab.errors import UserError
-from lab.plots import COLOURS, FAINT, GRID, INK, save_figure
+from lab.plots import COLOURS, FAINT, GRID, INK, Axes, Figure, save_figure
+from lab.ranges import Cosine, Count, Ranged
 from lab.run import read_json, to_json, write_json
 from worlds import make_world
 from worlds.world import World, WorldArgs
@@ -66,7 +65,7 @@ CEILING = "right in most visits (ceiling)"
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Ask a language model for goals in scenes that agents meet, and grade the goals."""
 
     env: str = WorldArgs().env
@@ -89,9 +88,9 @@ class Args:
     """as of ellm_ppo.py"""
     closed_calibration: Literal["scene", "goal"] = "scene"
     """as of ellm_ppo.py"""
-    similarity_threshold: float = 0.99
+    similarity_threshold: Cosine = 0.99
     """cosine above which a goal means a caption"""
-    every: int = 1
+    every: Count = 1
     """grade only every n-th scene"""
     scenes: Path | None = None
     """the scenes; default: benchmarks/scenes/<world>.npz"""
@@ -465,8 +464,6 @@ def check(args: Args) -> None:
     """Raise UserError for arguments that do not say what to measure."""
     if args.llm is None:
         raise UserError("--llm: say whom to ask, such as gemma3-270m")
-    if args.every < 1:
-        raise UserError(f"--every {args.every}: every first scene at most")
     if args.prompt and len(args.forms) > 1:
         forms = ", ".join(get_args(Form))
         raise UserError(f"--prompt is for one form: give --forms with it, one of {forms}")

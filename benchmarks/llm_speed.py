@@ -25,6 +25,7 @@ from goals.model import GEMMA, LanguageModel
 from goals.open_ended import OpenEnded
 from goals.rules import RulesForm, ask_yes_no
 from lab.cli import run_cli
+from lab.ranges import Count, Ranged
 from lab.run import write_json
 from worlds import make_world
 from worlds.world import World, WorldArgs
@@ -33,18 +34,18 @@ PACKAGES = ("xllamacpp", "transformers", "torch")
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Load the models, ask, print and write down the speeds."""
 
     env: str = WorldArgs().env
     """the world, which has a file of scenes"""
     llms: tuple[str, ...] = (GEMMA,)
     """models: gemma3-270m, .gguf files (by both engines), folders or hub ids"""
-    batches: tuple[int, ...] = (1, 8, 64)
+    batches: tuple[Count, ...] = (1, 8, 64)
     """questions a call"""
-    answers: int = 8
+    answers: Count = 8
     """answers a round at least"""
-    rounds: int = 3
+    rounds: Count = 3
     """rounds of measurement; everything is measured once in each"""
     scenes: Path | None = None
     """the scenes; default: benchmarks/scenes/<world>.npz"""

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from benchmarks.origin import RESULTS, ROOT, machine
 from lab.cli import run_cli
 from lab.errors import UserError
+from lab.ranges import Ranged, Seed
 from lab.run import SUMMARY, read_config, read_json, read_metrics, write_text
 
 ROWS = "runs.jsonl"
@@ -111,14 +112,14 @@ METHODS = {  # in the order of their worth
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Run what is missing and record it."""
 
     only: tuple[str, ...] = ()
     """names of the methods wanted; default: all"""
     group: tuple[Group, ...] = ()
     """groups of the methods wanted; default: all"""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     """of each method's seeds, those wanted; default: all"""
     runs: Path = ROOT / "runs" / "pretraining"
     """where the runs' directories are"""

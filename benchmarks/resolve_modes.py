@@ -18,6 +18,7 @@ from benchmarks.origin import RESULTS, ROOT, machine
 from benchmarks.pretraining import mean
 from lab.cli import run_cli
 from lab.plots import compare_curves
+from lab.ranges import Ranged, Seed
 from lab.run import SUMMARY, read_config, read_json, read_metrics, write_json
 
 CLOSED = [
@@ -39,12 +40,12 @@ REPORTED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Run what is missing, then report."""
 
     runs: Path = ROOT / "runs" / "resolve_modes"
     """where the runs' directories are"""
-    seed: int = 1
+    seed: Seed = 1
     """seed of every run"""
     out: Path = RESULTS / "resolve_modes"
     """path of the JSON and the PNG, without ending"""

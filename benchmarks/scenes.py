@@ -27,8 +27,10 @@ from goals.tables import GoalTables, hash_scenes
 from lab.cli import run_cli
 from lab.errors import UserError
 from lab.evaluate import find_script, load_run, load_script
+from lab.machine import set_up_jax
 from lab.metrics import score_key
 from lab.play import Moment, Policy, advance, begin
+from lab.ranges import Count, Ranged, Seed
 from lab.run import SUMMARY, read_config, read_json
 from worlds.world import Transition, World
 
@@ -39,20 +41,20 @@ COLUMNS = ("scenes", "shares", "visits", "weights", "sources")
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Play, count the scenes, draw some of them and write them down."""
 
     run_dirs: tuple[Path, ...]
     """runs whose policies play, besides random play"""
-    steps: int = 400_000
+    steps: Count = 400_000
     """steps that each run's policy plays at least; random play is half as long [env steps]"""
-    num_worlds: int = 256
+    num_worlds: Count = 256
     """episodes played at once"""
-    seed: int = 1000
+    seed: Seed = 1000
     """seed of the worlds, the policies and the draws"""
-    scenes_per_split: int = 150
+    scenes_per_split: Count = 150
     """distinct dev scenes, and as many test scenes, of each source"""
-    calibration_scenes: int = 256
+    calibration_scenes: Count = 256
     """distinct unlabelled scenes of random play"""
     out: Path | None = None
     """where the scenes go; default: benchmarks/scenes/<world>.npz"""
@@ -302,7 +304,7 @@ def play_all(args: Args) -> tuple[World, dict[str, Visits], dict[str, dict[str, 
 
 def main(args: Args) -> None:
     """Play, draw and write."""
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    set_up_jax()
     if not args.run_dirs:
         raise UserError("--run-dirs: name at least one run whose policy plays")
     world, plays, sources = play_all(args)

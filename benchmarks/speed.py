@@ -37,6 +37,7 @@ from goals.service import GoalService
 from goals.tables import grow_goals
 from lab.cli import run_cli
 from lab.play import select
+from lab.ranges import Count, CountOrNone, Ranged
 from lab.run import write_text
 from worlds import make_world
 from worlds.vector import VectorWorld
@@ -50,20 +51,20 @@ Run = Callable[[], None]  # one round, to its end
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Measure, print and write the speeds."""
 
     env: str = WorldArgs().env
     """our world; craftax is comparable with crafter alone"""
     goal_source: str = GoalArgs().goal_source
     """goals of ELLM; a world without recorded answers needs another source than llm"""
-    num_envs: int = 256
+    num_envs: Count = 256
     """environments in step"""
-    num_steps: int = 16
+    num_steps: Count = 16
     """steps of each environment per rollout"""
-    rounds: int = 3
+    rounds: Count = 3
     """rounds of measurement; every contestant runs once in each"""
-    default_rounds: int = 30
+    default_rounds: CountOrNone = 30
     """updates of each learner at its defaults; 0: leave these out"""
     out: Path = RESULTS / "speed.json"
     """where the figures go"""

@@ -29,6 +29,7 @@ from bonuses.bonus import BonusArgs, Moves, Seen, keep
 from goals.tables import GoalTables, embed_text
 from lab.convolution import Convolution
 from lab.errors import UserError
+from lab.ranges import Count, StepSize
 from worlds.world import World
 
 APT_KEY = 0x415054  # folded into a key for what is APT's own; no key is split into so many
@@ -39,12 +40,12 @@ APT_ROWS = 256  # states whose neighbours are searched in one go, which bounds t
 class APTArgs(BonusArgs):
     """Active pre-training by particle entropy."""
 
-    apt_k: int = 12  # nearest neighbours whose distances are averaged (k)
-    apt_particles: int = 2048
+    apt_k: Count = 12  # nearest neighbours whose distances are averaged (k)
+    apt_particles: Count = 2048
     """most states of the rollout that each one is compared with (P), drawn for each rollout"""
-    apt_features: int = 64  # width of the representation (F)
-    apt_learning_rate: float = 1e-3  # Adam's step size for the representation
-    apt_minibatches: int = 4
+    apt_features: Count = 64  # width of the representation (F)
+    apt_learning_rate: StepSize = 1e-3  # Adam's step size for the representation
+    apt_minibatches: Count = 4
     """gradient steps on the representation per update, together one pass over the rollout"""
 
 
@@ -125,7 +126,7 @@ class APT:
     def minibatch_size(self) -> int:
         """Steps per gradient step; raises UserError if the batch has no such part."""
         minibatches = self.args.apt_minibatches
-        if minibatches < 1 or self.batch_size % minibatches:
+        if self.batch_size % minibatches:
             wrong = f"--apt-minibatches {minibatches} does not divide"
             raise UserError(f"{wrong} --num-envs x --num-steps, {self.batch_size}")
         return self.batch_size // minibatches
@@ -134,7 +135,7 @@ class APT:
     def num_particles(self) -> int:
         """States that each one is compared with, itself among them; raises UserError if too few."""
         particles, k = min(self.args.apt_particles, self.batch_size), self.args.apt_k
-        if not 1 <= k < particles:
+        if k >= particles:
             others = f"from 1 to {particles - 1}, the others that a state is compared with"
             raise UserError(f"--apt-k {k} is not {others}")
         return particles

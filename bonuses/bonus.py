@@ -9,14 +9,15 @@ import jax
 from flax import struct
 
 from goals.arguments import TextArgs
+from lab.ranges import Weight
 
 
 @dataclass(frozen=True)
 class BonusArgs(TextArgs):
     """The weights of the two rewards; a bonus reads the words that the policy reads."""
 
-    extrinsic_coef: float = 0.0  # weight of the game's reward; 0: pretraining without it
-    intrinsic_coef: float = 1.0  # weight of the bonus
+    extrinsic_coef: Weight = 0.0  # weight of the game's reward; 0: pretraining without it
+    intrinsic_coef: Weight = 1.0  # weight of the bonus
 
 
 @struct.dataclass

@@ -21,6 +21,7 @@ from flax import struct
 from bonuses.bonus import Moves
 from bonuses.rnd import RND, RNDArgs, RNDState
 from goals.tables import GoalTables, hash_scenes
+from lab.ranges import Weight
 from worlds.world import World
 
 
@@ -30,7 +31,7 @@ class NovelDArgs(RNDArgs):
 
     noveld: bool = False
     """reward only what is more novel than the state before, at its first visit in the episode"""
-    noveld_alpha: float = 0.5
+    noveld_alpha: Weight = 0.5
     """how much more: this times the novelty of the state before is taken away"""
 
 

@@ -36,6 +36,7 @@ from bonuses.bonus import BonusArgs, Seen, keep
 from goals.tables import GoalTables, embed_text
 from lab.convolution import Convolution
 from lab.errors import UserError
+from lab.ranges import Count, SomeShare, StepSize
 from worlds.world import World
 
 RND_KEY = 0x524E44  # folded into a key for what is RND's own; no key is split into so many
@@ -45,12 +46,12 @@ RND_KEY = 0x524E44  # folded into a key for what is RND's own; no key is split i
 class RNDArgs(BonusArgs):
     """Random network distillation."""
 
-    rnd_features: int = 128  # width of the random embedding (F); the paper's: 512
-    rnd_learning_rate: float = 1e-4  # Adam's step size for the predictor
-    rnd_epochs: int = 4  # passes of the predictor over each rollout
-    rnd_minibatch_size: int = 512
+    rnd_features: Count = 128  # width of the random embedding (F); the paper's: 512
+    rnd_learning_rate: StepSize = 1e-4  # Adam's step size for the predictor
+    rnd_epochs: Count = 4  # passes of the predictor over each rollout
+    rnd_minibatch_size: Count = 512
     """states per gradient step of the predictor, or more: a rollout is cut into equal parts"""
-    rnd_proportion: float | None = None
+    rnd_proportion: SomeShare | None = None
     """share of the rollout in each pass; default: the paper's, 32 / --num-envs, at most 1"""
 
 
@@ -143,8 +144,6 @@ class RND:
         if not 1 <= states <= self.batch_size:
             wrong = f"--rnd-proportion {proportion} is not above 0 and at most 1"
             raise UserError(f"{wrong}: {states} of {self.batch_size} states")
-        if args.rnd_minibatch_size < 1:
-            raise UserError(f"--rnd-minibatch-size {args.rnd_minibatch_size} is less than 1")
         steps = max(1, states // args.rnd_minibatch_size)
         return steps, states // steps
 

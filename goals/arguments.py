@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import jax
 
 from goals.sentence_encoder import CARRIED_NAME
+from lab.ranges import Cosine, Count, CountOrNone, Weight
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ class GoalArgs(TextArgs):
     ask of each goal in each scene"""
     goal_conditioned: bool = True
     """also read the goals that are suggested and not yet reached"""
-    similarity_threshold: float = 0.99
+    similarity_threshold: Cosine = 0.99
     """cosine above which a caption fulfils a goal (the paper's T)"""
-    extrinsic_coef: float = 0.0
+    extrinsic_coef: Weight = 0.0
     """weight of the game's own reward beside the goals'"""
-    uniform_goals: int = 5
+    uniform_goals: Count = 5
     """goals drawn at each step by --goal-source uniform"""
     grounding: bool = False
     """drop suggested goals whose thing is neither seen, held nor makeable (open and closed form)"""
@@ -123,13 +124,13 @@ class GoalArgs(TextArgs):
     """OpenAI-compatible server to ask for the model that --llm names, as in http://host:8000/v1"""
     llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"
     """what computes a .gguf file; auto: the faster one here"""
-    llm_budget: int = 0
+    llm_budget: CountOrNone = 0
     """most questions put to a live model in the whole run; 0: no limit"""
-    max_goal_tokens: int = 64
+    max_goal_tokens: Count = 64
     """longest answer of the open form [tokens]"""
-    temperature: float = 0.0
+    temperature: Weight = 0.0
     """sampling temperature of the open form (the paper's: 0.1); 0: greedy"""
-    votes: int = 1
+    votes: Count = 1
     """lists drawn for each scene of the open form; a goal counts if more than half name it"""
     closed_scoring: Literal["likelihood", "yes-no"] = "likelihood"
     """how the closed form asks of each goal in a scene"""

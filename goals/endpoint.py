@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -113,14 +114,18 @@ class Endpoint:
         self.usage = Usage()
         self.requests = self.unanswered = 0
         self._said: set[tuple[str, str]] = set()
-        self._client = httpx2.AsyncClient(
-            base_url=self._url,
-            headers={"Accept-Encoding": "identity"}
-            | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
-            limits=httpx2.Limits(max_connections=concurrency),
-            follow_redirects=False,  # the key is for this host alone
-        )
+        try:
+            self._client = httpx2.AsyncClient(
+                base_url=self._url,
+                headers={"Accept-Encoding": "identity"}
+                | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+                timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+                limits=httpx2.Limits(max_connections=concurrency),
+                follow_redirects=False,  # the key is for this host alone
+            )
+        except (ImportError, ValueError) as error:  # a proxy by SOCKS, or one that is no address
+            said = f"the proxy that the environment names cannot be used ({error})"
+            raise UserError(f"{said}: unset ALL_PROXY, HTTPS_PROXY and HTTP_PROXY") from None
         self._resources = ExitStack()
         try:
             self._portal = self._resources.enter_context(start_blocking_portal())
@@ -223,7 +228,11 @@ class Endpoint:
         """Return what a failure means to the user."""
         if isinstance(failure, NoConnection):
             advice = f"start one, e.g. vllm serve {self._model}, or check --llm-url"
-            return UserError(f"no server answers at {self._url} ({failure}): {advice}")
+            where = self._url
+            if proxy := _proxy(self._url):
+                where += f" through the proxy {proxy} that the environment names"
+                advice = f"check the proxy, or set NO_PROXY={httpx2.URL(self._url).host}"
+            return UserError(f"no server answers at {where} ({failure}): {advice}")
         if failure.status in NO_ACCESS:
             return UserError(
                 f"the server at {self._url} lets nobody in without its key ({failure}): "
@@ -419,6 +428,16 @@ def _address(url: str) -> str:
     if address.scheme not in ("http", "https") or not address.host:
         raise UserError("--llm-url is no http or https address: give one like http://host:8000/v1")
     return str(address.copy_with(path=address.path.rstrip("/") or "/v1"))
+
+
+def _proxy(url: str) -> str:
+    """Return host and port of the proxy that the environment names for an address, "" if none."""
+    address, proxies = httpx2.URL(url), urllib.request.getproxies()
+    if urllib.request.proxy_bypass(address.host):
+        return ""
+    proxy = proxies.get(address.scheme) or proxies.get("all") or ""
+    named = httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
+    return f"{named.host}:{named.port}" if proxy else ""  # its password is not shown
 
 
 def _key() -> str:

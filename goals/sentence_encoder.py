@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -94,6 +95,8 @@ class OnnxNetwork:
 
     def __init__(self):
         path = find_carried(*CARRIED)
+        # Read on import: it would send what it is used for to its maker, and write into the home.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         self._tokenizer = carried_tokenizer()

@@ -42,6 +42,13 @@ MIGRATIONS = (
 SCHEMA_VERSION = len(MIGRATIONS)
 
 RESTORE = "restore it from a copy, or move it away to start an empty store"
+# What SQLite says where a file system has no locks, or is shared with other machines.
+NO_LOCKS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR_LOCK}
+NO_LOCKS |= {sqlite3.SQLITE_IOERR_RDLOCK, sqlite3.SQLITE_IOERR_UNLOCK}
+NO_LOCKS |= {sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMLOCK}
+NO_LOCKS |= {sqlite3.SQLITE_IOERR_SHMMAP, sqlite3.SQLITE_IOERR_SHMSIZE}
+LOCAL_DISK = "another program holds it, or its file system has no locks: put it on a local disk"
+LOCAL_DISK += " (--store)"
 
 
 class Answer(NamedTuple):
@@ -350,6 +357,7 @@ class Store:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
             if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
                 advice = "check who uses the file, its permissions and the space left"
+                advice = LOCAL_DISK if code in NO_LOCKS else advice
                 raise UserError(f"store {self.path}: {reason}: {advice}") from error
             raise UserError(f"store {self.path} is damaged ({reason}): {RESTORE}") from error
 
@@ -550,7 +558,9 @@ def _create(path: Path) -> None:
                 f"store {path}: {path.parent} is not a folder: give another path"
             ) from None
     except (OSError, sqlite3.OperationalError) as error:
-        raise UserError(f"store {path} cannot be created ({error}): give another path") from error
+        without_locks = getattr(error, "sqlite_errorcode", None) in NO_LOCKS
+        advice = LOCAL_DISK if without_locks else "give another path (--store)"
+        raise UserError(f"store {path} cannot be created ({error}): {advice}") from error
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

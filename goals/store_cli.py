@@ -33,18 +33,19 @@ from goals.prompts import PROMPTS, prompt_hashes
 from goals.store import SCHEMA_VERSION, Answer, Embedding, Store, new_file, to_column, vector_fault
 from lab.cli import run_cli
 from lab.errors import UserError
+from lab.ranges import CountOrNone, Ranged
 
 FIELDS = {frozenset(kind._fields): kind for kind in (Answer, Embedding)}
 SHOWN_LENGTH = 160  # characters of a question or answer that are shown
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspect:
+class Inspect(Ranged):
     """Say what a store holds: models, prompts, parameters, encoders, how much of each."""
 
     store: tyro.conf.Positional[Path]
     """the store"""
-    show: int = 0
+    show: CountOrNone = 0
     """show so many questions of each source with their answers, evenly spread"""
     json: bool = False
     """print one JSON object"""

@@ -31,6 +31,7 @@ from goals.model import (
 from goals.prompts import PARAGRAPH
 from goals.shared_prefix import GrowingRows, SharedPrefixModel, TokenTree
 from lab.errors import UserError
+from lab.machine import cache_folder
 
 MAX_ROWS = 128  # prompts that are continued at once
 COMPACT_BELOW = (
@@ -40,7 +41,6 @@ SAMPLE = (
     "The player sees a cow and some trees. "
     "It is getting dark, so the best thing to do now is to sleep."
 )
-MODEL_CACHE = Path("~/.cache/ellm/models")
 
 
 class Transformers:
@@ -63,7 +63,7 @@ class Transformers:
         if is_gguf:
             check_is_file(path)
             identity = gguf_identity(path)
-            folder = MODEL_CACHE.expanduser() / f"{identity.rpartition('@')[2]}-{precision}"
+            folder = cache_folder("models") / f"{identity.rpartition('@')[2]}-{precision}"
             advice = f"delete {folder}, and it is made again"
             convert_once(path, precision, folder)
         try:

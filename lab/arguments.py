@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lab.errors import UserError
+from lab.ranges import Count, CountOrNone, Ranged, Seed
 
 
 @dataclass(frozen=True)
-class RunArgs:
+class RunArgs(Ranged):
     """A run; FREE: fields in which the command that resumes it may differ."""
 
     FREE: ClassVar[tuple[str, ...]] = (
@@ -15,13 +16,14 @@ class RunArgs:
         "compilation_cache",
     )
 
-    seed: int = 1  # seed of everything random
+    seed: Seed = 1  # seed of everything random
     run_dir: str | None = None
     """directory of the run, resumed if it has the same configuration; default: new, under runs/"""
-    total_timesteps: int = 1_500_000  # length of the training [env steps], rounded down to updates
-    checkpoint_every: int = 100  # time between checkpoints [updates]; the last update has one
-    evaluate_episodes: int = 64  # episodes played after the training; 0: none
-    evaluate_every: int = 0
+    total_timesteps: Count = 1_500_000
+    """length of the training [env steps], rounded down to updates"""
+    checkpoint_every: Count = 100  # time between checkpoints [updates]; the last update has one
+    evaluate_episodes: CountOrNone = 64  # episodes played after the training; 0: none
+    evaluate_every: CountOrNone = 0
     """time between evaluations in held-out worlds during the training [env steps]; 0: none"""
     film: bool = True  # make film.gif of the first evaluation episode
     track: Literal["none", "tensorboard", "wandb"] = "none"  # also send the metrics there

@@ -19,6 +19,8 @@ logging.getLogger("absl").addFilter(lambda record: "merge of OCDBT" not in recor
 
 HEADERS = "arrays/*/.zarray"  # where orbax writes the shape of each array
 
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it then raises
+
 
 class Checkpoints:
     """The last `keep` checkpoints under `directory`, numbered by step.

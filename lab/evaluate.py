@@ -17,8 +17,10 @@ from lab.checkpoint import Checkpoints
 from lab.cli import run_cli
 from lab.errors import LastStepError, UserError, one_line
 from lab.film import film_frames, make_film
+from lab.machine import set_up_jax
 from lab.metrics import score_key, score_label
 from lab.play import Policy, play
+from lab.ranges import Count, Ranged, Seed
 from lab.run import read_config, sha256, write_json
 from lab.session import HELD_OUT, restore
 from worlds import make_world
@@ -27,14 +29,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Ranged):
     """Evaluate a run by the script that trained it: evaluation.json, and film.gif if asked."""
 
     run_dir: str
     """directory of the run"""
-    episodes: int = 64
+    episodes: Count = 64
     """episodes to play"""
-    seed: int = HELD_OUT
+    seed: Seed = HELD_OUT
     """seed of the worlds and the policy; default: that of the run's own evaluations"""
     film: bool = False
     """also film the first episode"""
@@ -110,12 +112,10 @@ def load_run(script: ModuleType, run_dir: str | Path) -> tuple[Policy, GoalServi
 
 def main(args: Args) -> dict[str, Any]:
     """Evaluate, print the success rates, and return what evaluation.json holds."""
-    if args.episodes < 1:
-        raise UserError(f"--episodes {args.episodes}: at least one episode must be played")
     out = Path(args.out or args.run_dir)
     _check_writable(out, args)
     script = load_script(Path(args.script) if args.script else find_script(args.run_dir))
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    set_up_jax()
     policy, service, state = load_run(script, args.run_dir)
     key = jax.random.key(args.seed)
     statistics, shown = play(policy, service, state.params, args.episodes, key, args.film)

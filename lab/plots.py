@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Pictures are drawn into files. A notebook's backend, which its children inherit, may be unknown
+# here: an error on import.
+os.environ["MPLBACKEND"] = "agg"
+
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure

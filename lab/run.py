@@ -87,7 +87,12 @@ class Run:
             self.truncate_after(math.inf)
         self._tracker = None
         if track != "none":
-            self._tracker = TRACKERS[track](self.path, record, self.resuming)
+            try:
+                self._tracker = TRACKERS[track](self.path, record, self.resuming)
+            except UserError:
+                self.discard()  # so that the next try need not be of the same configuration
+                self.close()
+                raise
 
     def __enter__(self) -> "Run":
         return self
@@ -438,14 +443,19 @@ class WeightsAndBiases:
 
     def __init__(self, path: Path, record: dict[str, Any], resuming: bool):
         wandb = importlib.import_module("wandb")
-        self._run = wandb.init(
-            project="ellm",
-            name=path.name,
-            id=record["run_id"],
-            resume="allow",
-            dir=str(path),
-            config={name: value for name, value in record.items() if name != "resumed"},
-        )
+        try:
+            self._run = wandb.init(
+                project="ellm",
+                name=path.name,
+                id=record["run_id"],
+                resume="allow",
+                dir=str(path),
+                config={name: value for name, value in record.items() if name != "resumed"},
+            )
+        except Exception as error:  # wandb raises many kinds; most often it has no key
+            help_ = "set WANDB_API_KEY (or wandb login), or WANDB_MODE=offline"
+            said = str(error).partition("\n")[0]
+            raise UserError(f"--track wandb cannot begin ({said}): {help_}") from error
         self._run.define_metric("*", step_metric="env_steps")
 
     def log(self, env_steps: int, numbers: dict[str, float]) -> None:

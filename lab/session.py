@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from lab.checkpoint import Checkpoints
 from lab.compile_clock import CompileClock
 from lab.errors import UserError, one_line
 from lab.film import film_frames, make_film
+from lab.machine import keep_programs, set_up_jax
 from lab.metrics import costs, metrics_line, score_key, score_label, summarise
 from lab.play import Policy, play
 from lab.plots import learning_curve
@@ -25,16 +25,14 @@ from lab.progress import Progress
 from lab.run import Run, new_run_dir, read_config, read_metrics
 from worlds.world import World, WorldArgs
 
-CACHE = "~/.cache/ellm/xla"
 HELD_OUT = 0x4845  # seed of the worlds of evaluations, which no training shares
 
 
 def configure(args: RunArgs) -> None:
-    """Set what must be set before anything is compiled."""
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    """Set what must be set before anything is compiled; raises UserError without a device."""
+    set_up_jax()
     if args.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(CACHE).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        keep_programs()
 
 
 class Session:
@@ -253,8 +251,6 @@ def restore(
 
 def _check(args: RunArgs) -> None:
     """Raise UserError for arguments that do not go together."""
-    if args.checkpoint_every < 1:
-        raise UserError(f"--checkpoint-every {args.checkpoint_every}: give at least 1 update")
     if args.evaluate_every and (
         args.evaluate_every < args.batch_size or not args.evaluate_episodes
     ):

@@ -118,3 +118,40 @@ def test_interrupt_names_the_run_directory_chosen_for_the_user(monkeypatch, caps
     with pytest.raises(SystemExit, match="130"):
         run_cli(main, Args)
     assert f"python toy.py --run-dir {tmp_path / 'chosen'}" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Habits:
+    """Arguments as other programs take them."""
+
+    total_timesteps: int = 5
+    """a number"""
+    shares: tuple[int, ...] = ()
+    """several"""
+    most: int | None = None
+    """a number, or none"""
+    film: bool = True
+    """a switch"""
+    anneal_lr: bool = True
+    """another"""
+
+
+@pytest.mark.parametrize("word", ["1000000", "1_000_000", "1e6", "1E6", "1000000.0"])
+def test_whole_numbers_may_be_written_in_several_ways(word):
+    words = ["--total-timesteps", word, "--shares", word, word, "--most", word]
+    assert parse(Habits, argv=words) == Habits(1_000_000, (1_000_000,) * 2, 1_000_000)
+
+
+@pytest.mark.parametrize("word", ["1.5", "1e-3", "nan", "inf", "many"])
+def test_what_is_no_whole_number_is_refused(capsys, word):
+    with pytest.raises(SystemExit, match="2"):
+        parse(Habits, argv=["--total-timesteps", word])
+    assert "--total-timesteps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, film", [("True", True), ("false", False), ("0", False)])
+def test_switches_take_a_word(words, film):
+    assert parse(Habits, argv=["--film", words]).film is film
+    assert parse(Habits, argv=[f"--film={words}"]).film is film
+    assert parse(Habits, argv=["--film", words, "--anneal_lr", words]).anneal_lr is film
+    assert parse(Habits, argv=["--shares", "0", "1", "--no-film"]) == Habits(5, (0, 1), film=False)

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from craftax.craftax_classic import game_logic
+from craftax.craftax_classic import constants, game_logic
 from craftax.craftax_classic.constants import load_all_textures, load_all_textures_given_size
 from craftax.craftax_classic.renderer import make_craftax_pixel_renderer, render_craftax_symbolic
 
 from worlds.crafter.step import STATIC, pack_state, spawn_mobs, unpack_state
+from worlds.crafter.view import draw_pixels
 from worlds.crafter.world import Crafter
 from worlds.world import WorldArgs
 
@@ -428,6 +429,20 @@ def test_pixels_equal_craftax(play):
     ours = np.asarray(jax.jit(jax.vmap(world.observe))(states))
     assert ours.dtype == np.uint8 and ours.shape[1:] == world.observation_shape == (63, 63, 3)
     assert np.abs(ours - np.clip(np.asarray(expected), 0, 255)).max() <= 0.5001
+
+
+def test_pictures_need_no_cache_in_the_folder_of_craftax(play, monkeypatch, tmp_path):
+    """craftax is installed where nothing can be written, or another process is writing there."""
+    torn = tmp_path / "torn.pbz2"
+    torn.write_bytes(b"BZh9")
+    monkeypatch.setattr(constants, "TEXTURE_CACHE_FILE", str(torn))
+    constants.load_all_textures.cache_clear()
+    with pytest.raises((EOFError, OSError)):
+        make_craftax_pixel_renderer(16)
+    state = jax.tree.map(lambda x: x[-1], play["before"])
+    picture = jax.jit(draw_pixels, static_argnums=1)(state, 5)  # a size that no other test has made
+    assert picture.shape == (45, 45, 3) and int(picture.max()) > 0
+    assert torn.read_bytes() == b"BZh9" and list(tmp_path.iterdir()) == [torn]
 
 
 def _crowd(key, state):

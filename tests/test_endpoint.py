@@ -111,6 +111,29 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
+    ("variable", "proxy", "said"),
+    [
+        (
+            "HTTP_PROXY",
+            "http://user:hidden@127.0.0.1:9",
+            "through the proxy 127.0.0.1:9 .*NO_PROXY=",
+        ),
+        ("ALL_PROXY", "127.0.0.1:9", "through the proxy 127.0.0.1:9 that the environment names"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "socksio.*: unset ALL_PROXY"),
+        ("HTTP_PROXY", "nonsense://127.0.0.1:9", "the proxy that the environment names cannot"),
+    ],
+)
+def test_a_proxy_that_does_not_work_is_named(monkeypatch, variable, proxy, said):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv(variable, proxy)
+    with pytest.raises(UserError, match=said) as error:
+        Endpoint("http://192.0.2.1:8000/v1", "tiny", retries=0, timeout=2.0)
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     "form", ["http://{}/v1", "http://{}/v1/", "http://{}", "http://{}/", "{}", "{}/v1"]
 )
 def test_an_address_is_understood_as_people_write_it(server, connect, form):

@@ -16,6 +16,7 @@ from goals import language_models, llama_cpp
 from goals.language_models import load_language_model
 from goals.llama_cpp import LlamaCpp, chunks_of
 from goals.model import hash_files
+from lab import machine
 from lab.errors import UserError
 from tests.helpers.tiny_model import (
     LIST,
@@ -377,7 +378,7 @@ def write_tiny_gguf(path):
 
 @pytest.fixture
 def tiny_gguf(tmp_path, in_float32, monkeypatch):
-    monkeypatch.setattr(transformers_engine, "MODEL_CACHE", tmp_path / "models")
+    monkeypatch.setattr(machine, "CACHE", tmp_path)
     return write_tiny_gguf(tmp_path / "Tiny.gguf")
 
 
@@ -477,7 +478,7 @@ def test_gemma_says_nearly_the_same_in_both_engines(gemma, monkeypatch):
 @pytest.mark.slow
 def test_gemma_scores_candidates_as_each_alone(in_float32):
     path = language_models.gemma_path()
-    folder = transformers_engine.MODEL_CACHE.expanduser() / f"{hash_files([path])[:16]}-bfloat16"
+    folder = machine.cache_folder("models") / f"{hash_files([path])[:16]}-bfloat16"
     transformers_engine.convert_once(path, "bfloat16", folder)
     model, plain = Transformers(folder), load_plain(folder)
     for scores in model.score([LIST], CAPTIONS):

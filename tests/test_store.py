@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -710,3 +711,21 @@ def test_a_store_needs_no_heavy_packages():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert imported.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR_SHMMAP])
+def test_a_file_system_without_locks_is_told(monkeypatch, tmp_path, code):
+    class WithoutLocks(sqlite3.Connection):
+        def execute(self, statement, *parameters):
+            if "WAL" in statement:
+                error = sqlite3.OperationalError("locking protocol")
+                error.sqlite_errorcode = code
+                raise error
+            return super().execute(statement, *parameters)
+
+    Store(tmp_path / "old.sqlite").close()
+    connect = partial(sqlite3.connect, factory=WithoutLocks)
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    for name in ("old.sqlite", "new.sqlite"):
+        with pytest.raises(UserError, match=r"locking protocol.*on a local disk \(--store\)"):
+            Store(tmp_path / name)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from types import FunctionType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from craftax.craftax_classic import renderer
 from craftax.craftax_classic.constants import (
     OBS_DIM,
     BlockType,
@@ -87,10 +89,19 @@ def observe_symbolic(state: EnvState) -> jax.Array:
 
 
 @lru_cache
-def _renderer(block_pixels: int) -> Callable[[EnvState], jax.Array]:
-    # Craftax may have to make its textures now, which must not become part of a traced program.
+def _craftax_textures(block_pixels: int) -> dict[str, jax.Array]:
+    # They are made of pictures, which must not become part of a traced program.
     with jax.ensure_compile_time_eval():
-        return make_craftax_pixel_renderer(block_pixels)
+        return load_all_textures_given_size(block_pixels)
+
+
+@lru_cache
+def _renderer(block_pixels: int) -> Callable[[EnvState], jax.Array]:
+    # craftax's own load_all_textures keeps a cache in the folder where craftax is installed, which
+    # may be read-only or hold what another process is writing: here they are made each time.
+    names = {"load_all_textures": lambda: {block_pixels: _craftax_textures(block_pixels)}}
+    make = FunctionType(make_craftax_pixel_renderer.__code__, vars(renderer) | names)
+    return make(block_pixels)
 
 
 def draw_pixels(state: EnvState, block_pixels: int) -> jax.Array:
@@ -141,10 +152,7 @@ class _Textures:
 
 @lru_cache
 def _textures() -> _Textures:
-    with jax.ensure_compile_time_eval():
-        textures = jax.tree.map(
-            lambda x: np.asarray(x, np.float32), load_all_textures_given_size(BLOCK_PIXELS)
-        )
+    textures = jax.tree.map(lambda x: np.asarray(x, np.float32), _craftax_textures(BLOCK_PIXELS))
 
     def pair(colours, opacity):
         return np.stack([colours @ LUMINANCE * opacity, 1 - opacity])
