@@ -7,16 +7,21 @@ from collections.abc import Callable, Collection, Sequence
 
 from goals.model import LanguageModel
 from goals.prompts import load_prompt, newest_version
+from goals.reasoning import without_reasoning
 from goals.sentence_encoder import normalise_goal
 from lab.errors import UserError
 from worlds.world import World
 
 MAX_GOALS = 20
 MAX_GOAL_LENGTH = 60  # characters
+MAX_GOAL_WORDS = 6  # of a goal without a bullet that ends as a sentence does
 MAX_LINE_LENGTH = 200  # characters; nothing of a longer line is worth reading
 MAX_ANSWER_LENGTH = MAX_GOALS * MAX_LINE_LENGTH
 
-BULLET = re.compile(r"\s*(?:[-*•‣◦–—+]|\d+\s*[.):])")
+BULLET = re.compile(r"(\s*)(?:[-*•‣◦–—+]|\d+\s*[.):])")
+EXPLANATION = re.compile(r"(?<!^)(?:\s(?:[-–—]+>?|→)\s|:(?=[\s*_]|$)|\s\().*")
+NESTED = 2  # spaces by which a bullet stands under another
+BLANK_LINES = re.compile(r"\n\s*\n")
 LINE_END = re.compile(r"\r\n|\r|\n")
 STOP = ("\n\n",)
 
@@ -79,8 +84,12 @@ class OpenEnded:
             )
             for vote in range(self._votes)
         ]
+        if self._votes == 1:
+            return votes[0]
         return [
-            None if None in answers else STOP[0].join(answers)
+            None
+            if None in answers
+            else STOP[0].join(BLANK_LINES.sub("\n", answer) for answer in answers)
             for answers in zip(*votes, strict=True)
         ]
 
@@ -96,21 +105,60 @@ def parse_goals(raw: str) -> tuple[str, ...]:
     """Read the goals of an answer, in order, each once, in normal form; any text is an answer.
 
     The answer is the rest of a list whose first bullet ended the prompt, or a list with a bullet or
-    a number on each line. The list ends at the first line without one.
+    a number on each line, whatever reasoning or words stand before it. Explanations are dropped:
+    after a dash, a colon or in brackets, indented lines, bullets under a goal's. The list ends at
+    the first other line without a bullet.
     """
-    if len(raw) > MAX_ANSWER_LENGTH:
-        raw = raw[:MAX_ANSWER_LENGTH].rpartition("\n")[0]
+    text = without_reasoning(raw)
+    if len(text) > MAX_ANSWER_LENGTH:
+        text = text[:MAX_ANSWER_LENGTH].rpartition("\n")[0]
+    lines = LINE_END.split(text)
     goals: dict[str, None] = {}
-    for number, line in enumerate(LINE_END.split(raw)):
+    depth: int | None = None  # spaces before the bullets of goals
+    for number, line in enumerate(lines):
         bullet = BULLET.match(line)
         if not bullet and goals:
-            break
-        # Only the very first line may lack its bullet, unless it announces a list.
-        if not bullet and (number or line.rstrip().endswith(":")):
+            if line.strip() and not line[0].isspace():
+                break
             continue
-        goal = normalise_goal(line) if len(line) <= MAX_LINE_LENGTH else ""
+        # Only the very first line may lack its bullet, unless it speaks to the user.
+        if not bullet and (number or _is_talk(lines)):
+            continue
+        indent = len(bullet[1]) if bullet else 0
+        if bullet and _is_heading(line, indent, lines[number + 1 :]):
+            depth = None
+            continue
+        if depth is not None and indent >= depth + NESTED:
+            continue
+        goal = _read_goal(line) if len(line) <= MAX_LINE_LENGTH else ""
         if len(goal) <= MAX_GOAL_LENGTH and any(map(str.isalpha, goal)):
             goals[goal] = None
+            depth = indent
         if len(goals) == MAX_GOALS:
             break
     return tuple(goals)
+
+
+def _read_goal(line: str) -> str:
+    """Return the goal on a line in normal form, without what explains it."""
+    before = None
+    while line != before:
+        before, bullet = line, BULLET.match(line)
+        line = normalise_goal(EXPLANATION.sub("", line[bullet.end() :] if bullet else line))
+    return line
+
+
+def _is_talk(lines: Sequence[str]) -> bool:
+    """Return whether the first line, which has no bullet, is no goal but speaks to the user."""
+    first, *rest = lines
+    is_sentence = first.rstrip().endswith((".", "!", "?")) and len(first.split()) > MAX_GOAL_WORDS
+    follows_apart = bool(rest) and not rest[0].strip() and any(map(BULLET.match, rest))
+    return is_sentence or first.rstrip().endswith(":") or follows_apart
+
+
+def _is_heading(line: str, indent: int, rest: Sequence[str]) -> bool:
+    """Return whether a line with a bullet names a group of goals: those on the lines below it."""
+    below = next(filter(str.strip, rest), "")
+    bullet = BULLET.match(below)
+    is_deeper = bool(bullet) and len(bullet[1]) >= indent + NESTED
+    return is_deeper and line.rstrip().rstrip("*_").endswith(":")
