@@ -16,7 +16,7 @@ from goals.model import LanguageModel
 from goals.packing import pack_scores, unpack_scores
 from goals.prompts import load_prompt, newest_version
 from goals.recipes import Recipe, find_recipe
-from goals.rules import RulesForm, hash_texts
+from goals.rules import LEAST_KNOWN, RulesForm, hash_texts
 from lab.errors import UserError
 from worlds.world import World
 
@@ -30,8 +30,8 @@ class Closed:
     scoring: "likelihood" or "yes-no"; calibration: "scene" (a goal stands out among all goals of
     the scene) or "goal" (it stands out among what the same goal gets in <world>_scenes_v<k>.txt).
     answered: see `newest_version`. prompts: the prompts' hashes by name; prompt_hash and parameters
-    are part of the stores' key, after `prepare`. Raises UserError for a prompt that is missing or
-    has other placeholders, or missing scenes.
+    are part of the stores' key, after `prepare`; plausible and known: as RulesForm. Raises
+    UserError for a prompt that is missing or has other placeholders, or missing scenes.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Closed:
     def prepare(self, answers: Callable[..., dict[str, str]]) -> None:
         """Ask which goals make sense and, to calibrate goal by goal, score the published scenes."""
         self.plausible = self._plausibility.ask_sensible(answers) > self.recipe.sensible_threshold
+        self.known = self._plausibility.known
         if self.parameters["form"] == "yes-no":
             # An answer holds these goals' scores alone: with another choice it is another answer.
             asked = [self._goals[goal] for goal in np.flatnonzero(self.plausible)]
@@ -72,7 +73,10 @@ class Closed:
             self._spread = np.maximum(table.std(0).filled(np.nan), 1e-6)
 
     def ask(self, model: LanguageModel, questions: Sequence[str]) -> list[str | None]:
-        """Return raw answers, the packed scores of each scene's goals; None where there is none."""
+        """Return raw answers, the packed scores of each scene's goals; None where there is none.
+
+        A scene most of whose questions got no answer has none.
+        """
         if self.parameters["form"] == "likelihood":
             prompts = [self._template.substitute(scene=scene) for scene in questions]
             scores = model.score(prompts, [f" {goal}" for goal in self._goals])
@@ -90,8 +94,10 @@ class Closed:
         scores = np.full((len(questions), len(self._goals)), np.nan)
         scores[:, asked] = np.reshape(odds, (len(questions), len(asked)))
         # Where no goal makes sense, nobody is asked: an answer nonetheless.
+        known = (~np.isnan(scores[:, asked])).sum(1)
         return [
-            None if len(asked) and np.isnan(line).all() else pack_scores(line) for line in scores
+            None if number < LEAST_KNOWN * len(asked) else pack_scores(line)
+            for number, line in zip(known, scores, strict=True)
         ]
 
     def goals(self, raw: str) -> tuple[str, ...]:

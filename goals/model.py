@@ -15,6 +15,7 @@ from lab.errors import UserError
 
 GEMMA = "gemma3-270m"
 DECIMALS = 6  # of a log-probability
+LEAST_EVIDENCE = math.log(1e-6)  # of yes and no together; below it both are noise
 # transformers changes its own classes while it loads: two threads at it leave them changed for good
 LOADING = threading.Lock()
 
@@ -34,11 +35,13 @@ class LanguageModel(Protocol):
 
     An answer depends on its prompt alone, never on what else is asked. None stands for a question
     that got no answer: an endpoint may give up on one, a model in this process never does. A
-    failure raises UserError.
+    failure raises UserError. `trouble` says why the last such question has no answer, if anybody
+    knows.
     """
 
     name: str
     usage: Usage
+    trouble: str
     can_score: bool  # whether `score` can be asked
 
     def generate(

@@ -12,13 +12,14 @@ import dataclasses
 import json
 import os
 import string
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from goals.model import LanguageModel
+from goals.model import LEAST_EVIDENCE, LanguageModel
 from goals.packing import pack_scores, unpack_scores
 from goals.prompts import hash_bytes, load_prompt, newest_version
 from goals.recipes import Recipe, find_recipe
@@ -35,6 +36,7 @@ PLACEHOLDERS = {
 YES_NO = {"form": "yes-no"}
 ENDINGS = (".", "\n", ",")  # what may follow a goal, so that none speaks for a longer one
 GOALS_WITH_NEEDS = 48  # the most sensible goals, which the needs are asked of
+LEAST_KNOWN = 0.5  # share of questions with an answer, below which a run is warned of
 FULL_AGREEMENT = 0.5  # correlation of a good model's yes-or-no answers with its phrases
 
 
@@ -54,6 +56,8 @@ class Rules:
 
 class RulesForm:
     """Ask for the rules of a world and compile them, with the model's recipe or the given one.
+
+    After `prepare`, known is the share of the yes-or-no questions that have an answer.
 
     prompts: each prompt file's hash by kind. answered: see `newest_version`. The files are the
     newest `prompt`_<kind>_v<k>.txt, by default those of the world. Raises UserError if one is
@@ -85,6 +89,12 @@ class RulesForm:
             )
         self.goals = world.captions[1:]
         self.facts = world.needable
+        self.known = 1.0
+
+    @property
+    def plausible(self) -> np.ndarray:
+        """Return which goals make sense, bool [C - 1]."""
+        return self.rules.sensible[1:]
 
     def prepare(self, answers: Callable[..., dict[str, str]]) -> None:
         """Ask, and compile `rules`.
@@ -95,8 +105,9 @@ class RulesForm:
         best = np.argsort(-self.sensible, kind="stable")[:GOALS_WITH_NEEDS]
         asked = [self.goals[i] for i in np.sort(best)]
         questions = [f"{goal}: {fact}" for goal in asked for fact in self.facts]
-        raw = self._ask_yes_no("needs", questions, answers)
-        self.needs = calibrate_needs(_log_odds(raw, questions).reshape(len(asked), len(self.facts)))
+        odds = _log_odds(self._ask_yes_no("needs", questions, answers), questions)
+        self.known = min(self.known, _share_known(odds))
+        self.needs = calibrate_needs(odds.reshape(len(asked), len(self.facts)))
         self.rules = compile_rules(self.world, self.sensible, asked, self.needs, self.recipe)
 
     def ask_sensible(self, answers: Callable[..., dict[str, str]]) -> np.ndarray:
@@ -109,6 +120,7 @@ class RulesForm:
             kind: _log_odds(self._ask_yes_no(kind, self.goals, answers), self.goals)
             for kind in WORDINGS
         }
+        self.known = _share_known(np.concatenate(list(wordings.values())))
         return score_sensible([self.world.parts(goal) for goal in self.goals], scored, wordings)
 
     def score_phrases(self, model: LanguageModel, phrases: Sequence[str]) -> list[str | None]:
@@ -144,13 +156,34 @@ def ask_yes_no(
 
 
 def read_odds(raw: str) -> float:
-    """Read the log-odds of yes from a raw answer; NaN from any other text."""
+    """Read the log-odds of yes from a raw answer.
+
+    NaN from any other text, and where neither yes nor no was likely at all.
+    """
     try:
         answer = json.loads(raw)
-        odds = float(answer["yes"]) - float(answer["no"])
+        yes, no = float(answer["yes"]), float(answer["no"])
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         return np.nan
-    return odds if np.isfinite(odds) else np.nan
+    is_said = np.isfinite(yes - no) and np.logaddexp(yes, no) > LEAST_EVIDENCE
+    return yes - no if is_said else np.nan
+
+
+def check_plausible(plausible: np.ndarray, known: float, model: str) -> None:
+    """Say in one line if suggestions will mean little; raise UserError if there can be none.
+
+    plausible, known: as RulesForm has them.
+    """
+    advice = "look at the answers (python -m goals.store_cli inspect), or choose another --llm"
+    if known < LEAST_KNOWN:
+        said = f"only {known:.0%} of the yes-or-no questions have an answer"
+    elif not plausible.any():
+        raise UserError(f"{model} makes no sense of any goal, nothing can be suggested: {advice}")
+    elif plausible.all():
+        said = "every goal is said to make sense, which tells none from another"
+    else:
+        return
+    print(f"{model}: {said}: {advice}", file=sys.stderr, flush=True)
 
 
 def score_sensible(
@@ -294,6 +327,10 @@ def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 def _spread(values: np.ndarray, of_one: float = 1.0) -> float:
     known = values[~np.isnan(values)]
     return max(float(known.std()), 1e-6) if known.size > 1 else of_one
+
+
+def _share_known(odds: np.ndarray) -> float:
+    return float((~np.isnan(odds)).mean()) if odds.size else 1.0
 
 
 def _log_odds(answers: Mapping[str, str], texts: Iterable[str]) -> np.ndarray:

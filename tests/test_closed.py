@@ -240,6 +240,15 @@ def test_a_question_without_an_answer_is_no_score():
     np.testing.assert_array_equal(unpack_scores(answers[0]), [np.nan, np.nan, np.nan, 1.5, 1.5])
 
 
+def test_a_scene_most_of_whose_questions_have_no_answer_has_none():
+    form = Closed(Farm(), scoring="yes-no", recipe=RECIPE)
+    form.plausible = np.ones(5, bool)
+    for answered, is_enough in ((0, False), (2, False), (3, True), (5, True)):
+        odds = iter([1.5] * answered + [None] * (5 - answered))
+        model = ScriptedModel(lambda prompt, odds=odds: next(odds))
+        assert (form.ask(model, ["You see cow."]) != [None]) == is_enough
+
+
 def test_where_no_goal_makes_sense_there_is_an_answer_and_nobody_is_asked():
     form, model = Closed(Farm(), scoring="yes-no", recipe=RECIPE), ScriptedModel()
     form.plausible = np.zeros(5, bool)

@@ -612,6 +612,46 @@ def test_without_any_answer_there_are_no_goals(store):
         form.prepare(Asker("nobody@0", store).answers)
 
 
+@pytest.mark.parametrize(
+    "plausible, known, said",
+    [
+        ([True, False], 1.0, ""),
+        ([True, True], 1.0, "every goal is said to make sense"),
+        ([True, False], 0.4, "only 40% of the yes-or-no questions have an answer"),
+        ([False, False], 0.0, "only 0% of the yes-or-no questions have an answer"),
+    ],
+)
+def test_rules_of_little_meaning_are_said_in_one_line(capsys, plausible, known, said):
+    rules.check_plausible(np.asarray(plausible), known, "gemma")
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == bool(said) and said in error
+
+
+def test_rules_that_suggest_nothing_are_an_error():
+    with pytest.raises(UserError, match="gemma makes no sense of any goal") as caught:
+        rules.check_plausible(np.zeros(2, bool), 1.0, "gemma")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_next_to_impossible_is_no_evidence(store):
+    assert np.isnan(rules.read_odds('{"yes": -27.0, "no": -27.1}'))
+    assert rules.read_odds('{"yes": -9.0, "no": -27.0}') == 18.0
+    store.put_answers("old@0", "0", '{"form": "yes-no"}', {"eat cow": '{"yes": -27, "no": -27}'})
+    model = ScriptedModel(knows, name="old@0")
+    asker = Asker(model.name, store, model)
+    (raw,) = asker.answers(
+        "0", {"form": "yes-no"}, ["eat cow"], lambda model, asked: ['{"yes": -1, "no": -2}']
+    ).values()
+    assert rules.read_odds(raw) == 1.0 and asker.costs.queries == 1
+
+
+def test_a_half_answered_model_is_known_by_half(store):
+    form = RulesForm(Village(), CRAFTER_PROMPTS, recipe=RECIPE)
+    model = ScriptedModel(lambda prompt: knows(prompt) if "cow" in prompt else None, likely)
+    form.prepare(Asker(model.name, store, model).answers)
+    assert 0 < form.known < 1
+
+
 def test_a_model_gets_its_own_thresholds(crafter):
     gemma = Recipe(**crafter.recipes["gemma-3-270m"])
     full_name = "gemma-3-270m-q4_k_m.gguf@a5fd3b62,transformers,bfloat16"
