@@ -1,11 +1,15 @@
 """The forms in which goals are asked for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
 
 from goals.arguments import GoalArgs
 from goals.closed import Closed
-from goals.open_ended import OpenEnded
-from goals.rules import RulesForm
+from goals.open_ended import STOP, OpenEnded, parse_goals
+from goals.packing import unpack_scores
+from goals.rules import RulesForm, read_odds
 from worlds.world import World
 
 Form = OpenEnded | Closed | RulesForm
@@ -30,3 +34,18 @@ def make_form(
         ways = args.closed_scoring, args.closed_calibration
         return Closed(world, args.prompt, model, *ways, answered=answered)
     return RulesForm(world, args.prompt, model, answered=answered)
+
+
+def is_answer(parameters: Mapping[str, Any], raw: str) -> bool:
+    """Return whether a raw answer can be used, by the parameters that it was asked for with.
+
+    A list without a goal cannot, nor yes-or-no where neither was likely, nor scores that are none.
+    A model that cannot score opening phrases says so by an empty answer to them, which can.
+    """
+    if "max_tokens" in parameters:
+        lists = raw.split(STOP[0]) if "votes" in parameters else [raw]
+        return any(map(parse_goals, lists))
+    form = parameters.get("form")
+    if form == "likelihood" or (form == "yes-no" and "goals" in parameters):
+        return unpack_scores(raw).size > 0
+    return form != "yes-no" or not np.isnan(read_odds(raw))

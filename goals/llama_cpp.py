@@ -28,6 +28,7 @@ class LlamaCpp:
     """
 
     can_score = False
+    trouble = ""
 
     def __init__(self, path: str | os.PathLike):
         path = Path(path)

@@ -14,18 +14,21 @@ import jax
 import numpy as np
 
 from goals.arguments import GoalArgs, TextArgs
-from goals.asking import Asker, Costs
+from goals.asking import MEND, Asker, Costs
 from goals.background import AnswerScenes, Background
+from goals.closed import Closed
 from goals.embeddings import Embeddings
-from goals.forms import Form, make_form
+from goals.forms import Form, is_answer, make_form
+from goals.rules import RulesForm, check_plausible
 from goals.scene_tables import SceneTables, build_tables, embeds_goals
 from goals.sources import Sources, open_sources
 from goals.store import Store
 from goals.tables import GoalTables, SceneIndex, drop_needs, refute_needs, suggest_by_scene
 from lab.errors import UserError
-from worlds.world import World
+from worlds.world import World, mask_of
 
 PROGRESS_SECONDS = 0.5
+REHEARSALS, FACTS_OF_REHEARSAL = 3, 4  # scenes that a server is asked about before a run
 
 _drop_needs = jax.jit(drop_needs)
 _refute_needs = jax.jit(refute_needs)
@@ -90,12 +93,37 @@ class GoalService:
             raise
 
     def prepare(self) -> None:
-        """Ask and embed what is asked and embedded once and for all, and build the first tables."""
+        """Ask and embed what is asked and embedded once and for all, and build the first tables.
+
+        Raises UserError if what is answered is of no use, so that no run is made of it.
+        """
         if self.form is not None:
             self.form.prepare(self._asker.answers)
+            if isinstance(self.form, RulesForm | Closed):
+                check_plausible(self.form.plausible, self.form.known, self.language_model)
+            if self.args.per_scene and self.args.llm_url and self._sources.model:
+                self._rehearse()
         if self.args.text_observation == "caption":
             self._scenes.size_texts(self.embedding_size)
         self._renew()
+
+    def _rehearse(self) -> None:
+        """Ask a server about a scene or a few, as the run will; raise UserError if in vain."""
+        facts, said = self.world.facts, None
+        step = max(1, len(facts) // FACTS_OF_REHEARSAL)
+        for first in range(REHEARSALS):
+            if not self._asker.left:
+                return
+            scene = mask_of(facts, facts[first::step]) & self.prompt_mask
+            question = self.world.describe(scene)
+            key = self.form.prompt_hash, self.form.parameters
+            said = self._asker.answers(*key, [question], self.form.ask).get(question)
+            if said is not None and is_answer(self.form.parameters, said):
+                return
+        raise UserError(
+            f"{self.language_model} has no usable answer to a scene "
+            f"({self._asker.why(said)}): {MEND}"
+        )
 
     # WHAT THERE IS
 
@@ -249,9 +277,14 @@ class GoalService:
                 self._scenes.add_text(scene, vector)
 
     def _learn(self, scene: bytes, answer: str | None) -> None:
-        """Enter what was answered about a scene; None: nothing, and nobody is asked again."""
+        """Enter what was answered about a scene; None: nothing, and nobody is asked again.
+
+        An answer that cannot be used counts as unparsed, and else as none.
+        """
         goals = None if answer is None else self.form.goals(answer)
         self._asker.costs += Costs(unparsed=int(goals is not None and not goals))
+        if answer is not None and not is_answer(self.form.parameters, answer):
+            goals = None
         self._scenes.add_goals(np.frombuffer(scene, np.uint32), goals)
 
     def _ask(self, asker: Asker, scenes: list[bytes]) -> dict[bytes, str | None]:
@@ -311,9 +344,10 @@ class GoalService:
     def _open_background(self) -> Iterator[AnswerScenes]:
         """Open a store for the thread that enters; yield what answers its batches."""
         with Store(self.store.path) as store:
+            asker = Asker(self.language_model, store, self._sources.model)
 
             def answer(scenes: list[bytes]) -> tuple[dict[bytes, str | None], Costs]:
-                asker = Asker(self.language_model, store, self._sources.model)
+                asker.costs = Costs()
                 return self._ask(asker, scenes), asker.costs
 
             yield answer

@@ -176,17 +176,31 @@ class Store:
         return counts
 
     def remove(
-        self, sources: Iterable[tuple[str, str, str]], embeddings: Iterable[tuple[str, str]]
+        self,
+        sources: Iterable[tuple[str, str, str]] = (),
+        embeddings: Iterable[tuple[str, str]] = (),
+        answers: Iterable[tuple[str, str, str, str]] = (),
     ) -> None:
-        """Delete all answers of sources, and embeddings; shrink the file.
+        """Delete all answers of sources, embeddings, and single answers; shrink the file.
 
-        sources: (model, prompt, parameters) each; embeddings: (encoder, text).
+        sources: (model, prompt, parameters) each; embeddings: (encoder, text); answers: (model,
+        prompt, parameters, question).
         """
         with self._explained():
             with self._transaction() as connection:
                 numbers = [(_source_number(connection, source),) for source in sources]
                 connection.executemany("DELETE FROM answers WHERE source = ?", numbers)
                 connection.executemany("DELETE FROM sources WHERE id = ?", numbers)
+                keys = [
+                    (_source_number(connection, source), to_column(question))
+                    for *source, question in answers
+                ]
+                connection.executemany(
+                    "DELETE FROM answers WHERE source = ? AND question = ?", keys
+                )
+                connection.execute(
+                    "DELETE FROM sources WHERE id NOT IN (SELECT source FROM answers)"
+                )
                 keys = [tuple(map(to_column, key)) for key in embeddings]
                 connection.executemany(
                     "DELETE FROM embeddings WHERE encoder = ? AND text = ?", keys

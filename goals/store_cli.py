@@ -6,6 +6,7 @@
     python -m goals.store_cli import answers.jsonl.gz --into runs/store.sqlite
     python -m goals.store_cli verify runs/store.sqlite
     python -m goals.store_cli prune runs/store.sqlite --drop-unknown-prompts --dry-run
+    python -m goals.store_cli prune runs/store.sqlite --drop-unusable MODEL
 
 A line of JSONL is one object: an answer {"model", "prompt", "parameters", "question", "answer"} or
 an embedding {"encoder", "text", "vector"}, its vector float32 numbers, little endian, in base64. A
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from goals.forms import is_answer
 from goals.open_ended import parse_goals
 from goals.prompts import PROMPTS, prompt_hashes
 from goals.store import SCHEMA_VERSION, Answer, Embedding, Store, new_file, to_column, vector_fault
@@ -177,6 +179,9 @@ class Prune:
     """delete the answers to prompts that are not in --prompts"""
     drop_older_prompts: bool = False
     """delete the answers to prompts of which --prompts has a later version"""
+    drop_unusable: tuple[str, ...] = ()
+    """delete the answers of these models that no goals can be read from, so that they are asked
+    for anew"""
     drop_orphans: bool = False
     """delete the embeddings of texts that are not in a remaining question, nor a goal in its
     answer; runs compute them anew"""
@@ -190,20 +195,25 @@ class Prune:
     def run(self) -> None:
         """Say what goes, ask, delete it in one transaction, and shrink the file."""
         with Store(self.store, read_only=True) as store:
-            _check_names(store, self.keep_model, self.keep_prompt)
-            sources, orphans = self._choose(store)
+            _check_names(store, (*self.keep_model, *self.drop_unusable), self.keep_prompt)
+            sources, orphans, unusable = self._choose(store)
         for source, number in sources.items():
             print(f"goes: {number:,} answers: {' '.join(map(_shown, source))}")
-        print(f"goes: {_amount(sources.total(), len(orphans))}")
-        if self.dry_run or not (sources or orphans):
+        for source, number in Counter(key[:3] for key in unusable).items():
+            print(f"goes: {number:,} unusable answers: {' '.join(map(_shown, source))}")
+        print(f"goes: {_amount(sources.total() + len(unusable), len(orphans))}")
+        if self.dry_run or not (sources or orphans or unusable):
             return
         if self.yes or _confirmed(f"delete them from {self.store}? [y/N] "):
             with Store(self.store) as store:
-                store.remove(sources, orphans)
+                store.remove(sources, orphans, unusable)
             print(f"{self.store}: {self.store.stat().st_size:,} bytes")
 
-    def _choose(self, store: Store) -> tuple[Counter[tuple], list[tuple]]:
-        """Return what to delete: sources with their numbers of answers, and keys of embeddings."""
+    def _choose(self, store: Store) -> tuple[Counter[tuple], list[tuple], list[tuple]]:
+        """Return what to delete.
+
+        That is sources with their numbers of answers, keys of embeddings and of single answers.
+        """
         versions = prompt_hashes(self.prompts)
         published = set(versions.values())
         older = {
@@ -211,7 +221,7 @@ class Prune:
             for form, k in versions
             if any(form == other and k < last for other, last in versions)
         }
-        sources, orphans, texts = Counter(), [], set()
+        sources, orphans, unusable, texts = Counter(), [], [], set()
         for row in store.rows():
             if isinstance(row, Embedding):
                 if self.drop_orphans and row.text not in texts:
@@ -222,9 +232,11 @@ class Prune:
                 or (self.drop_older_prompts and row.prompt in older)
             ):
                 sources[row[:3]] += 1
+            elif row.model in self.drop_unusable and not is_usable(row):
+                unusable.append(row[:4])
             elif self.drop_orphans:
                 texts |= {row.question, *row.question.split(": "), *parse_goals(row.answer)}
-        return sources, orphans
+        return sources, orphans, unusable
 
 
 def summarise(store: Store, show: int = 0, prompts: Path = PROMPTS) -> dict[str, Any]:
@@ -262,6 +274,15 @@ def summarise(store: Store, show: int = 0, prompts: Path = PROMPTS) -> dict[str,
         "answers": answers,
         "embeddings": embeddings,
     }
+
+
+def is_usable(row: Answer) -> bool:
+    """Return whether goals can be read from an answer; True where its parameters are no JSON."""
+    try:
+        parameters = json.loads(row.parameters)
+    except ValueError:
+        return True
+    return not isinstance(parameters, dict) or is_answer(parameters, row.answer)
 
 
 def write_store(path: Path, rows: Iterable[Answer | Embedding]) -> Counter[type]:

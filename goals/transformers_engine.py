@@ -52,6 +52,7 @@ class Transformers:
     """
 
     can_score = True
+    trouble = ""
 
     def __init__(self, spec: str | os.PathLike):
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,6 +13,7 @@ import goals.forms
 import goals.service
 import goals.sources
 from goals.arguments import GoalArgs, TextArgs
+from goals.asking import FIRST_QUESTIONS
 from goals.background import FIRST_BATCH
 from goals.rules import Rules, RulesForm
 from goals.service import GoalService
@@ -204,6 +205,64 @@ def test_in_the_background_it_is_asked_once_more(make_service):
         observe(service, scene[:0])
         assert len(model.prompts) == asked == service.usage.unanswered
     assert suggested(service, scene) == [set()] and not service.tables.answered.any()
+
+
+class Mumbling(TableModel):
+    """Says nothing of use about scenes in which one stands at 2, and else what suits."""
+
+    says = "\n\nHm, hm."
+
+    def answer(self, scene):
+        return self.says if "stand at 2" in scene else super().answer(scene)
+
+
+def test_an_answer_of_no_use_is_none_in_this_run_and_asked_for_again_in_the_next(make_service):
+    scenes = np.asarray([[0b1000001], [0b0100001]], np.uint32)  # one stands at 3 or at 2
+    service = make_service(Mumbling())
+    for _ in range(2):
+        service.know(scenes)
+    assert service.usage.queries == 2 and service.usage.unparsed == 1
+    assert service.tables.answered.sum() == 1 and service.store.count()["answers"] == 2
+    again = Mumbling()
+    resumed = make_service(again)
+    resumed.restore(json.loads(json.dumps(service.state())))
+    resumed.know(scenes)
+    assert not again.prompts and resumed.usage == service.usage
+    assert suggested(resumed, scenes) == suggested(service, scenes)
+    well = TableModel()
+    healed = make_service(well)
+    healed.know(scenes)
+    assert len(well.prompts) == 1 and None not in suggested(healed, scenes)
+    assert healed.tables.answered.sum() == 2 and healed.usage.unparsed == 0
+
+
+def test_a_server_is_asked_about_a_scene_before_the_run_and_no_run_is_made_in_vain(make_service):
+    model = TableModel()
+    for _ in range(2):
+        service = make_service(model, llm_url="http://there")
+        assert len(model.prompts) == 1 and service.store.count()["answers"] == 1
+    assert not make_service(TableModel(), llm_url="http://there", llm_budget=1).usage.queries
+    model = Mumbling()
+    model.name, model.answer = "mumbling", lambda scene: model.says
+    with pytest.raises(UserError, match="mumbling has no usable answer to a scene .it says '"):
+        make_service(model, llm_url="http://there")
+    model.name, model.answer, model.trouble = "silent", lambda scene: None, "HTTP 400: no"
+    with pytest.raises(UserError, match="silent has no usable answer to a scene .HTTP 400: no"):
+        make_service(model, llm_url="http://there")
+    assert len(model.prompts) == 2 * goals.service.REHEARSALS
+
+
+@pytest.mark.parametrize("says", ["", "<think>Okay", None])
+def test_in_the_background_too_a_model_that_answers_nothing_at_first_ends_the_run(
+    make_service, says
+):
+    model = TableModel()
+    model.answer = lambda scene: says
+    service = make_service(model, resolve="async")
+    observe(service, np.arange(1, 101, dtype=np.uint32)[:, None])
+    wait(service)
+    assert "table has no usable answer to any of the first" in str(service.failure)
+    assert FIRST_QUESTIONS <= len(model.prompts) < 100 and "\n" not in str(service.failure)
 
 
 def test_budget_is_the_most_that_is_asked_before_and_after_a_checkpoint(make_service):

@@ -80,6 +80,7 @@ class GoldenModel(TableModel):
     """Also draws votes, answers yes or no, and scores: two goals make sense, one of them now."""
 
     can_score = True
+    trouble = ""
     plausible = {"take key": 2.05, "open door": 1.95, "kick wall": -4.0}
     needs = {("open door", "have key"): 6.0, ("kick wall", "see door"): 1.0}
 

@@ -17,6 +17,8 @@ class ScriptedModel:
     All prompts are kept in `asked`.
     """
 
+    trouble = ""
+
     def __init__(
         self,
         odds: Callable[[str], float | None] = lambda prompt: 0.0,

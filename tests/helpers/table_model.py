@@ -14,7 +14,7 @@ class TableModel:
     All prompts are kept in `prompts`.
     """
 
-    name, can_score = "table", False
+    name, can_score, trouble = "table", False, ""
 
     def __init__(self):
         self.prompts = []
