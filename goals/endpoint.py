@@ -9,15 +9,18 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import PureWindowsPath
+from types import MappingProxyType
+from typing import NamedTuple
 
 import anyio
 import httpx2
@@ -25,7 +28,9 @@ import numpy as np
 import tenacity
 from anyio.from_thread import start_blocking_portal
 
-from goals.model import DECIMALS, Usage
+from goals.model import DECIMALS, LEAST_EVIDENCE, Usage
+from goals.open_ended import parse_goals
+from goals.reasoning import OPENINGS, begins_to_reason, is_unfinished, without_reasoning
 from lab.errors import UserError
 
 KEY_VARIABLES = ("ELLM_API_KEY", "OPENAI_API_KEY")
@@ -37,6 +42,19 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
 PATIENCE = 16  # questions failed in a row, after which the rest of a batch is not asked
 LISTED_TOKENS = (20, 5, 0)  # the most likely first tokens to list: as many as the server grants
 PROBE = "Is fire hot? Answer yes or no:"
+ROOMS = (1, 8)  # times the tokens asked for, then for an answer that is cut before it says anything
+ROOMS_TO_REASON = (8, 64)
+# Fields that have servers leave reasoning out, or keep it short; each knows some of them.
+QUIET = (
+    {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
+    *({"reasoning_effort": effort} for effort in ("none", "minimal", "low")),
+)
+# Fields that some servers refuse, and what is sent instead.
+OPTIONAL = {
+    **{"max_tokens": "max_completion_tokens", "max_completion_tokens": None},
+    **{"temperature": None, "seed": None, "stop": None},
+}
+TOO_LONG = re.compile("context|too (?:long|large|many)|exceed", re.IGNORECASE)
 # Part of every prompt that travels as a chat message: another text needs another word than "chat"
 # in the name.
 CHAT_PREFIX = "Continue this text. Write only what comes next.\n\n"
@@ -61,12 +79,61 @@ class Failure(Exception):
     def __init__(
         self, reason: str, said: str = "", status: int = 0, again: bool = True, wait: float = 0.0
     ):
-        super().__init__(f"{reason}: {said}" if said else reason)
-        self.reason, self.status, self.again, self.wait = reason, status, again, wait
+        super().__init__(f"{reason}: {_readable(said)}" if said else reason)
+        self.reason, self.said, self.status = reason, said, status
+        self.again, self.wait = again, wait
 
 
 class NoConnection(Failure):
     """Nobody took the request."""
+
+
+class NoEvidence(ValueError):
+    """Neither yes nor no is likely to come first, but one of the tokens given."""
+
+    def __init__(self, tokens: Sequence[str]):
+        shown = _readable(", ".join(map(repr, tokens[:3])))
+        super().__init__(f"the answer begins with neither yes nor no but {shown}")
+        self.token = tokens[0]
+
+
+class Way(NamedTuple):
+    """How a server is asked.
+
+    chat: whether prompts travel as chat messages; listed: log-probabilities to list; quiet: the
+    fields that have it leave reasoning out.
+    """
+
+    chat: bool = False
+    listed: int = 0
+    quiet: Mapping[str, object] = MappingProxyType({})
+
+
+class Introduction(NamedTuple):
+    """What the answer to the probe shows.
+
+    model: the server's name for it, "" for none; lists: whether there are log-probabilities; says:
+    what the answer begins with if with neither yes nor no; reasons: whether it does with reasoning.
+    """
+
+    model: str
+    lists: bool
+    says: str
+    reasons: bool
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether answers like this one can be used."""
+        return not (self.reasons or self.says)
+
+    @property
+    def unfit(self) -> str:
+        """Say why yes-or-no questions cannot be asked, "" if they can."""
+        if not self.lists:
+            return "this server gives no log-probabilities"
+        if self.reasons:
+            return "this model reasons before it answers, and no field switches that off"
+        return self.says
 
 
 class Endpoint:
@@ -81,15 +148,19 @@ class Endpoint:
     max_tokens: the budget, retries and the first probe included, 0 for none; tokens as the server
     counts them, and what is under way when they are spent is still paid for.
 
-    `name` is "<model>@<revision>,endpoint", with ",chat" at its end where prompts travel as chat
-    messages. The revision is what the server tells beyond the name, if anything: its own name for
-    the model, vLLM's root, or the size of llama.cpp's file [bytes]. No host is in it: the same
-    model behind two hosts shares its answers. `requests` counts the requests that asked the model,
-    `unanswered` the questions with the answer None. Threads may call, one at a time. Raises
-    UserError where no server answers or it does not know the model.
+    Fields that the server refuses are left out or renamed. Reasoning is switched off where a field
+    does that, and stripped elsewhere.
+
+    `name` is "<model>@<revision>,endpoint", then ",chat" where prompts travel as chat messages, and
+    ",quiet" where reasoning is switched off. The revision is what the server tells beyond the name,
+    if anything: its own name for the model, vLLM's root, or the size of llama.cpp's file [bytes].
+    No host is in it: the same model behind two hosts shares its answers. `requests` counts the
+    requests that asked the model, `unanswered` the questions with the answer None. Threads may
+    call, one at a time. Raises UserError where no server answers or it does not know the model.
     """
 
     can_score = False
+    trouble = ""
 
     def __init__(
         self,
@@ -114,6 +185,7 @@ class Endpoint:
         self.usage = Usage()
         self.requests = self.unanswered = 0
         self._said: set[tuple[str, str]] = set()
+        self._refused: set[str] = set()  # fields
         try:
             self._client = httpx2.AsyncClient(
                 base_url=self._url,
@@ -145,24 +217,24 @@ class Endpoint:
     ) -> list[str | None]:
         """See LanguageModel.
 
-        Raises UserError only if the server is down or shut to us and no prompt was answered.
+        A chat's answer ends by itself, not at a stop string, which may stand before a list. A text
+        that nothing can be read from is returned as it is, reasoning too. Raises UserError only if
+        the server is down or shut to us and no prompt was answered.
         """
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        return self._ask(
-            prompts, options | ({"stop": list(stop)} if stop else {}), partial(_text, stop=stop)
-        )
+        return self._ask(prompts, partial(self._ask_text, options=options, stop=list(stop)))
 
     def yes_no(self, prompts: Sequence[str]) -> list[tuple[float, float] | None]:
         """See LanguageModel.
 
         Raises UserError as `generate` does, and where the server gives no log-probabilities.
         """
-        if not self._listed:
+        if self._met.unfit:
             raise UserError(
-                f"{self.name}: this server gives no log-probabilities: "
-                "ask open-ended, or use vLLM or llama.cpp"
+                f"{self.name}: {self._met.unfit}: ask open-ended, or use vLLM or llama.cpp, "
+                "with reasoning switched off"
             )
-        return self._ask(prompts, self._first_token(), _yes_no)
+        return self._ask(prompts, partial(self._ask_one, options=self._first_token(), read=_yes_no))
 
     def score(self, prompts: Sequence[str], candidates: Sequence[str]) -> list[list[float] | None]:
         """Raise UserError: few servers tell the likelihood of a given text."""
@@ -180,36 +252,78 @@ class Endpoint:
     async def _get_to_know(self):
         """Find out whether the server knows the model, how to ask it, and what it is called."""
         try:
-            told = _file_name(await self._probe())
+            self._met = await self._probe()
         except Failure as failure:
             raise self._explained(failure, await self._models()) from None
-        model, models = _file_name(self._model), await self._models()
+        told, model = _file_name(self._met.model), _file_name(self._model)
+        models = await self._models()
         if models and model not in models and told.partition("@")[0] != model:
             raise self._explained(Failure("another model answers"), models)
         revision = _revision(model, told, models.get(model, {}))
-        self.name = f"{model}{revision},endpoint{',chat' if self._chat else ''}"
+        self.name = f"{model}{revision},endpoint{',chat' if self._way.chat else ''}"
+        if self._way.quiet and not self._met.reasons:
+            self.name += ",quiet"
+        if self._met.reasons:
+            self._say(Failure("the model reasons before it answers"), "that is stripped")
         if self._max_tokens and not self.usage.prompt_tokens:
             raise UserError(
                 f"{self.name}: this server does not count tokens: give a budget in requests"
             )
 
-    async def _probe(self) -> str:
-        """Settle on the first way of asking that the server takes; return its name of the model."""
+    async def _probe(self) -> Introduction:
+        """Settle on the first way of asking that the server takes and whose answers can be used.
+
+        Where there is none, on the first without reasoning, else on the last.
+        """
+        tried: list[tuple[Way, Introduction]] = []
         for chat in (False, True):
-            for listed in LISTED_TOKENS:
-                self._chat, self._listed = chat, listed
-                try:
-                    told, lists = await self._ask_one(PROBE, self._first_token(), _introduction)
-                except Failure as failure:
-                    refusal = failure
-                    if failure.status in NOT_OFFERED:
-                        break
-                    if failure.status not in BAD_REQUEST:
-                        raise
-                else:
-                    self._listed = listed if lists else 0
-                    return told
+            try:
+                tried.append(await self._introduce(chat))
+                if chat and not tried[-1][1].is_usable:
+                    tried += await self._silence(*tried[-1])
+            except Failure as failure:
+                if not tried and failure.status not in (*NOT_OFFERED, *BAD_REQUEST):
+                    raise
+                refusal = failure
+            if tried and tried[-1][1].is_usable:
+                break
+        if not tried:
+            raise refusal
+        usable = [way for way in tried if way[1].is_usable]
+        silent = [way for way in tried if not way[1].reasons]
+        self._way, met = (usable or silent or tried[-1:])[0]
+        return met
+
+    async def _introduce(self, chat: bool) -> tuple[Way, Introduction]:
+        """Send the probe with as many log-probabilities as the server grants."""
+        for listed in LISTED_TOKENS:
+            self._way = Way(chat, listed)
+            try:
+                met = await self._ask_one(PROBE, self._first_token(), _introduction)
+            except Failure as failure:
+                if failure.status not in BAD_REQUEST:
+                    raise
+                refusal = failure
+            else:
+                return self._way._replace(listed=listed if met.lists else 0), met
         raise refusal
+
+    async def _silence(self, way: Way, met: Introduction) -> list[tuple[Way, Introduction]]:
+        """Send the probe with the fields that may switch reasoning off, until one does."""
+        tried = []
+        for quiet in QUIET:
+            self._way = way._replace(quiet=quiet)
+            try:
+                met = await self._ask_one(PROBE, self._first_token(), _introduction)
+            except Failure as failure:
+                if failure.status not in BAD_REQUEST:
+                    raise
+                self._say(Failure(f"{', '.join(quiet)} refused", failure.said), "left out")
+                continue
+            tried.append((self._way, met))
+            if met.is_usable:
+                break
+        return tried
 
     async def _models(self) -> dict[str, dict]:
         """Return what the server lists, by name and alias; nothing where it lists nothing."""
@@ -247,10 +361,10 @@ class Endpoint:
 
     # Asking
 
-    def _ask(self, prompts, options, read):
+    def _ask(self, prompts, ask):
         start = time.perf_counter()
         try:
-            return self._run(self._ask_all, prompts, options, read)
+            return self._run(self._ask_all, prompts, ask)
         finally:
             self.usage.seconds += time.perf_counter() - start
 
@@ -263,7 +377,7 @@ class Endpoint:
             result.cancel()
             raise
 
-    async def _ask_all(self, prompts, options, read):
+    async def _ask_all(self, prompts, ask):
         answers = [None] * len(prompts)
         failures: list[Failure] = []  # since the last answer
         waiting = iter(enumerate(prompts))
@@ -280,7 +394,7 @@ class Endpoint:
                     continue
                 self.usage.queries += 1
                 try:
-                    answers[row] = await self._ask_one(prompt, options, read)
+                    answers[row] = await ask(prompt)
                     failures.clear()
                 except Failure as failure:
                     failures.append(failure)
@@ -294,6 +408,34 @@ class Endpoint:
             if isinstance(last, NoConnection) or last.status in (*NO_ACCESS, 404):
                 raise self._explained(last)
         return answers
+
+    async def _ask_text(self, prompt, options, stop):
+        """Ask for a text, once more with more room if it is cut before it says anything.
+
+        So if reasoning took the room. Of a chat's answer that is cut, which should have ended by
+        itself, whole lines count, and say something if there is a goal among them.
+        """
+        text, ends_by_itself = None, self._way.chat or self._met.reasons
+        ask = self._ask_one
+        for room in ROOMS_TO_REASON if self._met.reasons else ROOMS:
+            asked = options | {"max_tokens": room * options["max_tokens"]}
+            # A stop string may stand in the midst of reasoning.
+            if stop and not (ends_by_itself or text):
+                asked["stop"] = stop
+            try:
+                text, is_cut, reasoned = await ask(prompt, asked, partial(_text, stop=stop))
+            except Failure:
+                if text is None:
+                    raise
+                break
+            ask = self._try  # once: more room takes a server long
+            says = without_reasoning(text).strip()
+            if is_cut and says and ends_by_itself:
+                text = text.rpartition("\n")[0]
+                says = parse_goals(text)
+            if not is_cut or (says and not reasoned):
+                break
+        return text
 
     async def _ask_one(self, prompt, options, read):
         """Ask as long as another try may bring an answer; return what `read` makes of it."""
@@ -310,22 +452,38 @@ class Endpoint:
         return await retrying(self._try, prompt, options, read)
 
     async def _try(self, prompt, options, read):
-        """Ask once, within the budget."""
-        spent = self._spent()
-        if spent:
-            raise Failure(spent, again=False)
-        self.requests += 1
+        """Ask once, or until the server refuses no field; within the budget."""
         path, text = "completions", {"prompt": prompt}
-        if self._chat:
-            path, text = (
-                "chat/completions",
-                {"messages": [{"role": "user", "content": CHAT_PREFIX + prompt}]},
-            )
-        answer = await self._exchange("POST", path, {"model": self._model} | text | options)
+        if self._way.chat:
+            path = "chat/completions"
+            text = {"messages": [{"role": "user", "content": CHAT_PREFIX + prompt}]}
+        refusals: dict[str, Failure] = {}
+        while True:
+            spent = self._spent()
+            if spent:
+                raise Failure(spent, again=False)
+            self.requests += 1
+            fields = _without(options, {*self._refused, *refusals})
+            body = {"model": self._model} | text | self._way.quiet | fields
+            try:
+                answer = await self._exchange("POST", path, body)
+                break
+            except Failure as failure:
+                field = _refused_field(failure, fields)
+                if field is None:
+                    raise
+                refusals[field] = failure
+        for field, failure in refusals.items():
+            self._refused.add(field)
+            instead = OPTIONAL[field]
+            outcome = f"{instead} is sent instead" if instead else "left out"
+            self._say(Failure(f"{field} refused", failure.said), outcome)
         try:
             self.usage.prompt_tokens += _count(answer, "prompt_tokens")
             self.usage.generated_tokens += _count(answer, "completion_tokens")
             return read(answer)
+        except NoEvidence as error:
+            raise Failure(str(error), again=False) from None
         except MALFORMED:
             raise Failure("an answer that is no completion") from None
 
@@ -348,7 +506,7 @@ class Endpoint:
                         if len(data) > MAX_ANSWER_BYTES:
                             raise Failure(f"an answer of more than {MAX_ANSWER_BYTES:,} bytes")
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise NoConnection("no connection", _readable(str(error))) from None
+            raise NoConnection("no connection", str(error)) from None
         except (TimeoutError, httpx2.TimeoutException):
             raise Failure(f"no whole answer within {self._timeout:g} s") from None
         except httpx2.HTTPError as error:
@@ -368,7 +526,7 @@ class Endpoint:
         status = response.status_code
         again = status in PASSING or (response.is_server_error and status not in NOT_OFFERED)
         wait = _retry_after(response.headers.get("Retry-After"))
-        return Failure(f"HTTP {status}", _readable(str(said or "")), status, again, wait)
+        return Failure(f"HTTP {status}", str(said or ""), status, again, wait)
 
     def _parse(self, data):
         """Return the JSON value of an answer; raise Failure if it has none or repeats the key."""
@@ -385,12 +543,12 @@ class Endpoint:
 
     def _first_token(self):
         options = {"max_tokens": 1, "temperature": 0.0}
-        if not self._listed:
+        if not self._way.listed:
             return options
         return options | (
-            {"logprobs": True, "top_logprobs": self._listed}
-            if self._chat
-            else {"logprobs": self._listed}
+            {"logprobs": True, "top_logprobs": self._way.listed}
+            if self._way.chat
+            else {"logprobs": self._way.listed}
         )
 
     def _spent(self) -> str:
@@ -404,6 +562,7 @@ class Endpoint:
     def _leave(self, failure):
         """Count a question that stays unanswered."""
         self.unanswered += 1
+        self.trouble = str(failure)
         self._say(failure, "no answer")
 
     def _say(self, failure, outcome):
@@ -494,24 +653,81 @@ def _file_name(name: str) -> str:
     return path.name if path.root else name
 
 
-def _introduction(answer) -> tuple[str, bool]:
-    """Return a server's name for the model, "" for none, and whether it gives log-probabilities."""
-    told = answer.get("model")
-    return told if isinstance(told, str) else "", answer["choices"][0].get("logprobs") is not None
+def _without(options: Mapping[str, object], refused: set[str]) -> dict[str, object]:
+    """Return the fields of a request, those that are refused left out or renamed."""
+    fields = {}
+    for field, value in options.items():
+        while field in refused:
+            field = OPTIONAL[field]
+        if field is not None:
+            fields[field] = value
+    return fields
 
 
-def _text(answer, stop: Sequence[str]) -> str:
-    """Return the text of an answer, before the first stop string."""
+def _refused_field(failure: Failure, fields: Mapping[str, object]) -> str | None:
+    """Return which field a server refuses by its word, None if it refuses something else."""
+    if failure.status not in BAD_REQUEST or TOO_LONG.search(failure.said):
+        return None
+    named = (field for field in OPTIONAL if re.search(rf"\b{field}\b", failure.said))
+    return next((field for field in named if field in fields), None)
+
+
+def _introduction(answer) -> Introduction:
+    """Read the answer to the probe."""
+    told, choice = answer.get("model"), answer["choices"][0]
+    lists, says, begins = choice.get("logprobs") is not None, "", ""
+    if lists:
+        try:
+            _yes_no(answer)
+        except NoEvidence as error:
+            says, begins = str(error), error.token
+        except MALFORMED:
+            pass  # it is met again where the questions are asked
+    try:
+        text, thought = _content(choice)
+        reasons = bool(thought) or begins_to_reason(begins) or begins_to_reason(text)
+    except MALFORMED:
+        reasons = False
+    return Introduction(told if isinstance(told, str) else "", lists, says, reasons)
+
+
+def _content(choice) -> tuple[str, str]:
+    """Return the text of an answer's choice, and the reasoning in a field of its own, if any."""
+    if "message" not in choice:
+        return choice["text"], ""
+    message = choice["message"]
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part["type"] == "text")
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    return "" if content is None else content, thought
+
+
+def _text(answer, stop: Sequence[str]) -> tuple[str, bool, bool]:
+    """Return the text of an answer, without reasoning, whether it was cut, and held reasoning.
+
+    The text of a chat is whole, of any other what stands before the first stop string. An answer
+    that says nothing is returned as it is, with its reasoning, which then never ends.
+    """
     choice = answer["choices"][0]
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    content, thought = _content(choice)
+    text = without_reasoning(content)
+    reasoned = bool(thought) or text != content
+    if not text.strip():
+        text = content if content.strip() or not thought else f"{OPENINGS[0]}{thought}"
+    elif "message" not in choice:
+        for end in stop:
+            text = text.partition(end)[0]
     text.encode()  # refuses what is no text, and half characters
-    for end in stop:
-        text = text.partition(end)[0]
-    return text
+    is_cut = choice.get("finish_reason") == "length" or is_unfinished(content)
+    return text, is_cut, reasoned
 
 
 def _yes_no(answer) -> tuple[float, float]:
-    """Return the log-probabilities of yes and no among the first tokens that the answer lists."""
+    """Return the log-probabilities of yes and no among the first tokens that the answer lists.
+
+    Raises NoEvidence where they list neither, or as what is next to impossible.
+    """
     told = answer["choices"][0]["logprobs"]
     if "content" in told:  # chat, and llama.cpp
         listed = [
@@ -523,11 +739,10 @@ def _yes_no(answer) -> tuple[float, float]:
         raise ValueError("no log-probabilities")
     # A word that is not listed is at most as likely as the last that is.
     least = min(p for _, p in listed)
-    found = (
-        [p for token, p in listed if token.strip().lower() == word] or [least]
-        for word in ("yes", "no")
-    )
-    yes, no = (round(float(np.logaddexp.reduce(ps)), DECIMALS) for ps in found)
+    said = [[p for token, p in listed if token.strip().lower() == word] for word in ("yes", "no")]
+    if np.logaddexp.reduce([*said[0], *said[1]]) < LEAST_EVIDENCE:
+        raise NoEvidence([token for token, _ in sorted(listed, key=lambda pair: -pair[1])])
+    yes, no = (round(float(np.logaddexp.reduce(ps or [least])), DECIMALS) for ps in said)
     return yes, no
 
 

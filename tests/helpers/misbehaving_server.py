@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import socket
 import threading
 import time
@@ -16,6 +17,10 @@ from urllib.request import Request, urlopen
 LONGEST = 20.0  # seconds after which whatever hangs or trickles gives up by itself
 MEGABYTE = 1 << 20
 ROUTES = ("models", "completions", "chat/completions")
+THOUGHT = (
+    "Okay, the user shows a scene and wants goals.\n\nLet me think about what is worth doing:\n"
+    "- think\n- think again\n\nThat is enough of it, I should now write the list that is asked for."
+)
 
 
 class MisbehavingServer(ThreadingHTTPServer):
@@ -25,15 +30,26 @@ class MisbehavingServer(ThreadingHTTPServer):
     own_name: what answers call the model; entry: what the list of models says of it; behind: the
     address of a real server that gives the good answers instead. Later on, fault(prompt, attempt)
     names what goes wrong with a request, "" for nothing: an HTTP status, or a key of the dicts
-    below; answer(prompt) is the text of a good answer. prompts counts what was asked, most_at_once
-    the most requests under way.
+    below; answer(prompt) is the text of a good answer, and way(prompt) how it is said: "" plainly,
+    or a key of WAYS. switch: the field that has it leave reasoning out; refuses: what is said, by
+    field, to requests that have it. prompts counts what was asked, most_at_once the most requests
+    under way.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(
-        self, model="tiny", *, routes=ROUTES, most_listed=20, own_name=None, entry=None, behind=""
+        self,
+        model="tiny",
+        *,
+        routes=ROUTES,
+        most_listed=20,
+        own_name=None,
+        entry=None,
+        behind="",
+        switch="",
+        refuses=None,
     ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.routes, self.most_listed, self.behind = model, routes, most_listed, behind
@@ -43,6 +59,8 @@ class MisbehavingServer(ThreadingHTTPServer):
         )
         self.fault: Callable[[str, int], str] = lambda prompt, attempt: ""
         self.answer: Callable[[str], str] = answer_to
+        self.way: Callable[[str], str] = lambda prompt: ""
+        self.switch, self.refuses = switch, refuses or {}
         self.counts_tokens = True
         self.redirect = ""
         self.prompts: Counter[str] = Counter()
@@ -124,6 +142,9 @@ class Handler(BaseHTTPRequestHandler):
                 ).encode(),
                 400,
             )
+        for field, said in self.server.refuses.items():
+            if field in body:
+                return self.send(json.dumps({"error": {"message": said}}).encode(), 400)
         if fault and not fault.isdecimal():
             return (FAULTS | ECHOES | REDIRECTS | ENDS)[fault](self, body, prompt)
         if fault:
@@ -141,11 +162,22 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def completion(self, body, prompt, text):
-        """Return a good answer."""
+        """Return a good answer, said in the server's way."""
         chat = "messages" in body
         choice = {"index": 0, "finish_reason": "stop", "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         tokens = first_tokens(prompt)
+        way = self.server.way(prompt)
+        if way in REASONING and self.is_silenced(body):
+            way = ""
+        if way:
+            said = say(WAYS[way], text, body)
+            choice["finish_reason"] = said.pop("finish_reason")
+            choice |= (
+                {"message": {"role": "assistant"} | said} if chat else {"text": said["content"]}
+            )
+        if way in REASONING:
+            tokens = {"<think>": -1e-4, "\n": -27.0, " yes": -27.5, "Okay": -28.0}
         if body.get("logprobs") and self.server.most_listed:
             old = {"top_logprobs": [tokens]}
             new = {
@@ -162,9 +194,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.counts_tokens:
             answer["usage"] = {
                 "prompt_tokens": len(prompt.split()),
-                "completion_tokens": body["max_tokens"],
+                "completion_tokens": body.get("max_tokens", body.get("max_completion_tokens", 0)),
             }
         return answer
+
+    def is_silenced(self, body):
+        """Return whether a request has the server leave reasoning out."""
+        asked = body.get(self.server.switch)
+        return asked == "none" or (isinstance(asked, dict) and not asked["enable_thinking"])
 
     def send(self, content, status=200, headers=None, length=None):
         self.send_response(status)
@@ -190,6 +227,31 @@ def first_tokens(prompt: str) -> dict[str, float]:
     """
     share = zlib.crc32(prompt.encode("utf-8", "replace")) / 2**32
     return {" yes": -0.1 - share, "Yes": -3.0, " no": -1.5 + share, " No": -2.5, " maybe": -6.0}
+
+
+def say(way: Callable[[str], str], text: str, body: dict) -> dict:
+    """Return the fields of a message in which a text is said in a way.
+
+    A token is a word. As on real servers tokens are counted and stop strings sought in all that is
+    generated, and what is cut is cut wherever that is.
+    """
+    room = body.get("max_tokens", body.get("max_completion_tokens", 100))
+    tokens = re.findall(r"\s*\S+", way(text))
+    whole, reason = "".join(tokens[:room]), "length" if len(tokens) > room else "stop"
+    for end in body.get("stop", ()):
+        if end in whole:
+            whole, reason = whole.partition(end)[0], "stop"
+    said = {"content": whole, "finish_reason": reason}
+    for field in ("reasoning_content", "reasoning"):
+        if whole.startswith(f"<{field}>"):
+            thought, ended, answer = whole.partition("</>")
+            said |= {"content": answer if ended else None, field: thought.partition(">")[2]}
+    if whole == "(null)":
+        said["content"] = None
+    if whole.startswith("(parts)"):
+        parts = [("thinking", THOUGHT), ("text", whole.removeprefix("(parts)"))]
+        said["content"] = [{"type": kind, kind: text} for kind, text in parts]
+    return said
 
 
 def _hang(handler, body, prompt):
@@ -273,6 +335,30 @@ def _echo_error(handler, body, prompt):
     handler.wfile.write(content)
 
 
+REASONING = {
+    "reasons in tags": lambda text: f"<think>\n{THOUGHT}\n</think>\n\n{text}",
+    "reasons in tags that its template opens": lambda text: f"{THOUGHT}\n</think>\n\n{text}",
+    "reasons in other tags": lambda text: f"[THINK]{THOUGHT}[/THINK]{text}",
+    "reasons in reasoning_content": lambda text: f"<reasoning_content>{THOUGHT}</>{text}",
+    "reasons in reasoning": lambda text: f"<reasoning>{THOUGHT}</>{text}",
+}
+CHATTING = {
+    "begins politely": lambda text: f"Sure! Here are some goals:\n\n-{text}\n\nLet me know!",
+    "begins politely and long": lambda text: f"{'Well, ' * 80}\n\n-{text}",
+    "explains itself": lambda text: "\n\n".join(
+        f"{number}. **{goal.strip()}** - to get on\n   It is worth it."
+        for number, goal in enumerate(text.split("\n-"), 1)
+    ),
+    "answers in parts": lambda text: f"(parts){text}",
+}
+WORTHLESS = {
+    "says nothing": lambda text: "",
+    "says null": lambda text: "(null)",
+    "never ends reasoning": lambda text: f"<think>{THOUGHT * 200}",
+    "reasons and falls silent": lambda text: f"<reasoning>{THOUGHT}</>",
+    "refuses politely": lambda text: "I am sorry, but I cannot help with that.\n\nBye!",
+}
+WAYS = REASONING | CHATTING | WORTHLESS
 FAULTS = {
     "hangs": _hang,
     "closes mid-answer": _close,
