@@ -77,7 +77,6 @@ class Session:
             )
             self.run = stack.enter_context(run)
             print(f"{self.run.path}: {service.describe()}", flush=True)
-            self.checkpoints = stack.enter_context(Checkpoints(self.run.path / "checkpoints"))
             total = args.num_updates * args.batch_size
             self.progress = stack.enter_context(Progress(total, score_name=world.score_name))
             service.on_progress = self.progress.waiting
@@ -86,6 +85,7 @@ class Session:
             except UserError:
                 self.run.discard()  # so that the next try need not be of the same configuration
                 raise
+            self.checkpoints = stack.enter_context(Checkpoints(self.run.path / "checkpoints"))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "Session":

@@ -136,3 +136,15 @@ def test_no_thread_keeps_an_interrupted_run_alive(tmp_path):
     assert process.returncode == -signal.SIGINT and errors.rstrip().endswith(
         "KeyboardInterrupt\n--run-dir " + str(tmp_path / "run")
     )
+
+
+def test_a_start_that_is_refused_leaves_nothing_in_the_way_of_the_next(monkeypatch, tmp_path):
+    model = TableModel()
+    model.answer = lambda scene: "\n\nHm."
+    fields = {"goal_form": "open", "goal_conditioned": True, "llm_url": "http://there"}
+    fields["total_timesteps"] = 4 * 8 * 2
+    with pytest.raises(UserError, match="no usable answer to a scene"):
+        train(monkeypatch, ToyWorld(), tmp_path, "run", model, **fields)
+    fields["total_timesteps"] *= 2  # another configuration
+    summary, _, lines = train(monkeypatch, ToyWorld(), tmp_path, "run", TableModel(), **fields)
+    assert len(lines) == 4 and summary["queries"] > 0 == summary["unparsed"]
