@@ -343,7 +343,8 @@ def _environment(script: Path, packages: Collection[str]) -> dict[str, Any]:
     script = script.resolve()
     versions = {name: _version(name) for name in (*PACKAGES, *packages)}
     folder, root = script.parent, Path(__file__).resolve().parent.parent
-    status = _git(folder, "status", "--porcelain")
+    # New results are no other code.
+    status = _git(folder, "status", "--porcelain", "--", ":/", ":(top,exclude)results")
     devices = jax.devices()
     return {
         "script": (script.relative_to(root) if script.is_relative_to(root) else script).as_posix(),

@@ -69,6 +69,8 @@ def test_git_commit_of_the_scripts_repository(tmp_path):
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "first")
+    (repo / "results").mkdir()
+    (repo / "results" / "rows.jsonl").write_text("")  # what a run leaves is no other code
     Run(tmp_path / "clean", {}, script=repo / "script.py").close()
     (repo / "fork.py").write_text("pass\n")
     Run(tmp_path / "dirty", {}, script=repo / "script.py").close()
