@@ -65,7 +65,7 @@ CLAIMS = (
     ("dqn-oracle", "dqn-ellm"),
     *(("dqn-ellm", other) for other in ("dqn-novelty", "dqn-rnd")),
     ("standard-oracle", "standard-ellm"),
-    ("standard-ellm", "standard-novelty"),
+    *(("standard-ellm", other) for other in ("standard-novelty", "standard-game")),
     ("standard-ellm-game", "standard-game"),
 )
 # The rows of the README's table.
