@@ -112,6 +112,7 @@ def load_run(script: ModuleType, run_dir: str | Path) -> tuple[Policy, GoalServi
 
 def main(args: Args) -> dict[str, Any]:
     """Evaluate, print the success rates, and return what evaluation.json holds."""
+    read_config(args.run_dir)  # is it a run at all?
     out = Path(args.out or args.run_dir)
     _check_writable(out, args)
     script = load_script(Path(args.script) if args.script else find_script(args.run_dir))

@@ -1,6 +1,7 @@
 """The documents: links, pictures and flags are there, commands parse, the docs' world runs."""
 
 import dataclasses
+import importlib
 import importlib.util
 import re
 import runpy
@@ -222,6 +223,12 @@ def test_world_of_the_docs_can_be_played_to_its_end(corridor):
     assert transition.terminated and not transition.truncated and transition.achievements.all()
     assert int(state.timestep) == 12
     assert world.describe(np.asarray(world.scene(state))) == "see door, have key"
+
+
+@pytest.mark.parametrize("name", ["ellm_ppo", "ellm_dqn", "baselines.ppo"])
+def test_world_of_the_docs_suits_the_scripts_defaults(corridor, name):
+    script = importlib.import_module(name)
+    assert script.make_setup(script.Args(total_timesteps=65_536), corridor).world == corridor
 
 
 def test_world_of_the_docs_has_the_shapes_of_the_contract(corridor):
