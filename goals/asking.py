@@ -14,7 +14,7 @@ from lab.errors import UserError
 
 QUESTIONS_PER_CALL = 64
 ATTEMPTS = 3  # how often a question is asked whose answers cannot be used, one run after the other
-FIRST_QUESTIONS = 24  # a live model that answers none of so many never will
+PATIENCE = 24  # a live model that answers none of so many questions in a row never will
 MAX_SAID = 80  # characters shown of an answer
 MEND = "mend the server, or choose another --llm or --goal-form, and start again; all is kept"
 
@@ -66,7 +66,7 @@ class Asker:
         self.budget, self.on_missing = budget, on_missing
         self.costs = Costs()
         self.on_progress: Callable[[int], None] = lambda waiting: None
-        self._failed: float = 0  # questions so far, -inf once one was answered
+        self._failed = 0  # questions in a row without a usable answer
 
     @property
     def left(self) -> float:
@@ -90,8 +90,8 @@ class Asker:
         """Find or get the raw answers of distinct questions; what nobody answers is left out.
 
         An answer that cannot be used is among them if it says anything. Raises UserError if the
-        model fails or answers none of the first questions and, without a live model and with
-        on_missing "error", if a store has no answer.
+        model fails or answers no question for long and, without a live model and with on_missing
+        "error", if a store has no answer.
         """
         answers, others = self._look_up(prompt_hash, parameters, questions)
         missing = [question for question in questions if question not in answers]
@@ -104,18 +104,18 @@ class Asker:
             )
         asked = [question for question in missing if not self._is_final(others.get(question, {}))]
         asked = asked[: int(min(self.left, len(asked)))]
-        # What the stores have no answer to, and others of these, may be hard for the model alone.
-        are_first = not any(answers.values())
+        # What is left of questions that stores answer may be hard for the model alone.
+        are_all_new = not any(answers.values())
         for start in range(0, len(asked), QUESTIONS_PER_CALL):
             self.on_progress(len(asked) - start)
             batch = asked[start : start + QUESTIONS_PER_CALL]
+            number = sum(question not in others for question in batch) if are_all_new else 0
             new = self._ask(batch, ask)
             self._keep(prompt_hash, parameters, new, others)
             # Another run may have answered first: the stored answer is the one that counts.
             found, tried = self._stored(prompt_hash, parameters, batch)
             answers, others = answers | found, others | tried
-            if are_first:
-                self._check_first(len(batch), found, tried)
+            self._check_progress(number, found, tried)
         if asked:
             self.on_progress(0)
         for question in missing:
@@ -177,18 +177,18 @@ class Asker:
         for attempt, answers in by_attempt.items():
             self.store.put_answers(*self._key(prompt_hash, parameters, attempt), answers)
 
-    def _check_first(
+    def _check_progress(
         self, number: int, found: Mapping[str, str], tried: Mapping[str, Mapping[int, str]]
     ) -> None:
-        """Raise UserError if none of the first questions, a number of which are new, is answered.
+        """Raise UserError if no question is answered for long; a number of the last ones are new.
 
         An empty answer, which stands for scores that a model does not give, proves nothing.
         """
-        self._failed = -math.inf if any(found.values()) else self._failed + number
-        if self._failed >= FIRST_QUESTIONS:
+        self._failed = 0 if any(found.values()) else self._failed + number
+        if self._failed >= PATIENCE:
             said = next((_last(tries) for tries in tried.values()), None)
             raise UserError(
-                f"{self.name} has no usable answer to any of the first {self._failed} questions "
+                f"{self.name} has no usable answer to any of {self._failed} questions in a row "
                 f"({self.why(said)}): {MEND}"
             )
 

@@ -178,7 +178,7 @@ def check_plausible(plausible: np.ndarray, known: float, model: str) -> None:
     if known < LEAST_KNOWN:
         said = f"only {known:.0%} of the yes-or-no questions have an answer"
     elif not plausible.any():
-        raise UserError(f"{model} makes no sense of any goal, nothing can be suggested: {advice}")
+        raise UserError(f"{model} tells no sensible goal, nothing can be suggested: {advice}")
     elif plausible.all():
         said = "every goal is said to make sense, which tells none from another"
     else:

@@ -83,7 +83,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike, read_only: bool = False):
-        self.path = Path(path).absolute()
+        self.path = Path(path).resolve()  # beside which SQLite keeps its log
         self.read_only = read_only
         if not read_only:
             _create(self.path)
@@ -562,7 +562,6 @@ def _create(path: Path) -> None:
             closing(sqlite3.connect(new, isolation_level=None)) as connection,
         ):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")
             _migrate(connection)
             connection.execute("COMMIT")

@@ -17,6 +17,9 @@ from lab.errors import UserError, one_line
 # Each save would warn that there is no database of arrays to put together: `_open` wants none.
 logging.getLogger("absl").addFilter(lambda record: "merge of OCDBT" not in record.getMessage())
 
+# A failed write is told by `save`: asyncio would tell of each of its parts.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
 HEADERS = "arrays/*/.zarray"  # where orbax writes the shape of each array
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it then raises

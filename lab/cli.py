@@ -57,10 +57,15 @@ def whole_number(word: str) -> int:
 
 
 def read_switches(args_class: type, words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with --film False, or --film=False, as --no-film."""
+    """Return the words of a command line with --film False, or --film=False, as --no-film.
+
+    --no-film False is --film.
+    """
     classes = get_args(args_class) or (args_class,)  # of a union of commands
     names = [f.name for c in classes for f in dataclasses.fields(c) if f.type is bool]
-    flags = {f"--{name}" for name in names} | {f"--{name.replace('_', '-')}" for name in names}
+    flags = {f"--{name}": f"--no-{name}" for name in names}
+    flags |= {flag.replace("_", "-"): other.replace("_", "-") for flag, other in flags.items()}
+    flags |= {other: flag for flag, other in flags.items()}
     read: list[str] = []
     for word in words:
         flag, _, value = word.partition("=")
@@ -69,7 +74,7 @@ def read_switches(args_class: type, words: Sequence[str]) -> list[str]:
         if flag in flags and value.lower() in SWITCH_WORDS:
             if value == word:
                 read.pop()
-            word = flag if SWITCH_WORDS[value.lower()] else f"--no-{flag[2:]}"
+            word = flag if SWITCH_WORDS[value.lower()] else flags[flag]
         read.append(word)
     return read
 
@@ -120,6 +125,7 @@ def run_cli(main: Callable[[Any], Any], args_class: type, preset: Preset | None 
             raise
         sys.stdout.flush()
         print("error:", " ".join(said.split()), file=sys.stderr, flush=True)
+        sys.unraisablehook = lambda _: None  # what libraries leave unfinished is of the same cause
         sys.exit(3 if isinstance(error, LastStepError) else 2)
     except KeyboardInterrupt as interrupt:
         sys.stdout.flush()

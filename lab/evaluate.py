@@ -42,6 +42,8 @@ class Args(Ranged):
     """also film the first episode"""
     out: str | None = None
     """directory to write into; default: the run's"""
+    store: str | None = None
+    """file of answers and embeddings; default: the run's"""
     script: str | None = None
     """file to evaluate by; default: the one that trained the run"""
 
@@ -54,6 +56,8 @@ def find_script(run_dir: str | Path) -> Path:
     user by its name, is run.
     """
     config, folder = read_config(run_dir), Path(run_dir).resolve()
+    if not {"script", "arguments"} <= config.keys():
+        raise UserError(f"{run_dir} has no whole config.json: is it the directory of a run?")
     name, wanted = config["script"], config.get("script_sha256")
     ours, there = (ROOT / name).resolve(), Path(config.get("script_file", name))
     is_here = ROOT in ours.parents and folder not in ours.parents and ours.suffix == ".py"
@@ -71,8 +75,8 @@ def find_script(run_dir: str | Path) -> Path:
 
 def load_script(path: Path) -> ModuleType:
     """Import a script of this repository, or of another folder, which may import from its own."""
-    if not path.is_file():
-        raise UserError(f"--script {path} is no file: give the script that trained the run")
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"--script {path} is no Python file: give the script that trained the run")
     is_ours = ROOT in path.resolve().parents
     parts = path.resolve().relative_to(ROOT).with_suffix("").parts if is_ours else (path.stem,)
     name = ".".join(parts) if is_ours else f"{path.stem}_of_{sha256(path)[:12]}"
@@ -82,10 +86,14 @@ def load_script(path: Path) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
+    if not all(hasattr(sys.modules[name], part) for part in ("Args", "make_setup", "act")):
+        raise UserError(f"{path} trains nothing: give --script FILE, the script of the run")
     return sys.modules[name]
 
 
-def load_run(script: ModuleType, run_dir: str | Path) -> tuple[Policy, GoalService, Any]:
+def load_run(
+    script: ModuleType, run_dir: str | Path, store: str | None = None
+) -> tuple[Policy, GoalService, Any]:
     """Return a run's policy, its service and the state of its last checkpoint.
 
     Arguments that the run did not know yet have their defaults. Where the policy reads no goals
@@ -95,6 +103,7 @@ def load_run(script: ModuleType, run_dir: str | Path) -> tuple[Policy, GoalServi
     recorded = config["arguments"]
     names = {field.name for field in dataclasses.fields(script.Args)}
     args = script.Args(**{name: value for name, value in recorded.items() if name in names})
+    args = dataclasses.replace(args, store=store or args.store)
     if getattr(args, "goal_source", None) == "llm" and not args.reads_goals:
         llm = config["language_model"] if args.llm_url else args.llm
         offline = {"llm": llm, "llm_url": None, "resolve": "replay", "on_missing": "no-goals"}
@@ -117,7 +126,7 @@ def main(args: Args) -> dict[str, Any]:
     _check_writable(out, args)
     script = load_script(Path(args.script) if args.script else find_script(args.run_dir))
     set_up_jax()
-    policy, service, state = load_run(script, args.run_dir)
+    policy, service, state = load_run(script, args.run_dir, args.store)
     key = jax.random.key(args.seed)
     statistics, shown = play(policy, service, state.params, args.episodes, key, args.film)
     world = policy.setup.world

@@ -282,6 +282,12 @@ def _is_run(path: Path) -> bool:
     """
     if "\\" in str(path) and os.sep != "\\":  # which the writers of arrays take for a slash
         raise UserError(f"--run-dir {path} has a backslash in it: choose another --run-dir")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # which the writers of arrays do not take
+        name = ascii(str(path))
+        said = f"--run-dir {name} has bytes in it that are no text: choose another --run-dir"
+        raise UserError(said) from None
     if not path.exists():
         return False
     if not path.is_dir():

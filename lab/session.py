@@ -91,8 +91,11 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._stack.__exit__(*exception)
+    def __exit__(self, kind, error, traceback) -> None:
+        self._stack.__exit__(kind, error, traceback)
+        if isinstance(error, UserError) and "--run-dir" not in str(error):
+            kept = f"what is done is kept: go on with --run-dir {self.run.path}"
+            raise UserError(f"{error}; {kept}") from error
 
     def begin(self, init: Callable[[GoalTables], Any]) -> Any:
         """Return the state of the last checkpoint, or the first; its `update` counts updates."""

@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_left_out_and_told(tmp_path, monkeypatch):
     ]
     why = "RESOURCE_EXHAUSTED: out of memory"
     assert result["left_out"] == [{"what": "ppo", "num_envs": 8, "why": why}]
-    args = accelerator.Args(num_envs=(2,), budget=-1.0, out=tmp_path / "late.json")
+    args = accelerator.Args(num_envs=(2,), budget=0.0, out=tmp_path / "late.json")
     left_out = accelerator.main(args)["left_out"]
     assert [row["why"] for row in left_out] == ["budget", "budget"]
 

@@ -153,5 +153,6 @@ def test_what_is_no_whole_number_is_refused(capsys, word):
 def test_switches_take_a_word(words, film):
     assert parse(Habits, argv=["--film", words]).film is film
     assert parse(Habits, argv=[f"--film={words}"]).film is film
+    assert parse(Habits, argv=["--no-film", words]).film is not film
     assert parse(Habits, argv=["--film", words, "--anneal_lr", words]).anneal_lr is film
     assert parse(Habits, argv=["--shares", "0", "1", "--no-film"]) == Habits(5, (0, 1), film=False)

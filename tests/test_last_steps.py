@@ -150,6 +150,26 @@ def test_a_read_only_run_is_evaluated_elsewhere(monkeypatch, run_dir, tmp_path, 
     assert sorted(path for path in run_dir.rglob("*")) == before
 
 
+def test_a_run_whose_store_cannot_be_written_is_evaluated_with_another(run_dir, tmp_path):
+    config = read_config(run_dir)
+    config["arguments"] |= {"store": "/proc/nowhere/store.sqlite"}
+    write_json(run_dir / "config.json", config)
+    with pytest.raises(UserError, match="--store"):
+        evaluate.main(evaluate.Args(run_dir=str(run_dir), episodes=1))
+    store = str(tmp_path / "another.sqlite")
+    assert evaluate.main(evaluate.Args(run_dir=str(run_dir), episodes=1, store=store))
+
+
+def test_an_error_in_the_midst_of_a_run_says_how_it_goes_on(monkeypatch, tmp_path):
+    def gone(self, scenes, captions):
+        raise UserError("the server is gone")
+
+    monkeypatch.setattr(GoalService, "observe", gone)
+    fields = {"total_timesteps": STEPS, "goal_source": "none"}
+    with pytest.raises(UserError, match="gone; what is done is kept: go on with --run-dir .*run$"):
+        train(monkeypatch, ToyWorld(), tmp_path, "run", **fields)
+
+
 def test_a_run_whose_server_is_gone_is_evaluated_if_its_policy_reads_no_goals(run_dir):
     config = read_config(run_dir)
     config["arguments"] |= {"llm_url": "http://127.0.0.1:9/v1"}
@@ -181,8 +201,15 @@ def test_a_fork_in_any_folder_is_evaluated_by_itself(monkeypatch, run_dir, tmp_p
     with pytest.raises(UserError, match=r"ellm_ppo.py, which has changed since: give --script"):
         evaluate.find_script(run_dir)
     assert evaluate.load_script(fork).WHO == "another"
-    with pytest.raises(UserError, match="--script .* is no file"):
+    with pytest.raises(UserError, match="--script .* is no Python file"):
         evaluate.load_script(tmp_path / "nowhere.py")
+    with pytest.raises(UserError, match="is no Python file"):
+        evaluate.load_script(run_dir / "config.json")
+    with pytest.raises(UserError, match=r"cli.py trains nothing: give --script FILE"):
+        evaluate.load_script(ROOT / "lab" / "cli.py")
+    write_json(run_dir / "config.json", {})
+    with pytest.raises(UserError, match="has no whole config.json"):
+        evaluate.find_script(run_dir)
 
 
 @pytest.mark.parametrize("name", ["script", "script_file"])

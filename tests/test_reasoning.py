@@ -6,7 +6,7 @@ import random
 import pytest
 
 from goals import endpoint
-from goals.asking import ATTEMPTS, FIRST_QUESTIONS, Asker
+from goals.asking import ATTEMPTS, PATIENCE, Asker
 from goals.endpoint import PROBE, ROOMS, Endpoint
 from goals.forms import is_answer
 from goals.open_ended import OpenEnded, parse_goals
@@ -229,7 +229,7 @@ def test_all_fields_refused_at_once_and_one_that_is_too_long(serve):
 def test_an_answer_of_no_use_is_kept_and_asked_for_again_until_it_is_one(
     serve, form, store, way, monkeypatch
 ):
-    monkeypatch.setattr("goals.asking.FIRST_QUESTIONS", 10**6)
+    monkeypatch.setattr("goals.asking.PATIENCE", 10**6)
     scenes = [f"scene {i}" for i in range(46)]
     server, there = serve(way)
     for attempt in range(1, ATTEMPTS):
@@ -271,11 +271,11 @@ def test_a_run_whose_first_questions_all_fail_stops_and_says_why(serve, form, st
     if way == "refuses the request":
         server.fault = lambda prompt, attempt: "400"
     scenes = [f"scene {i}" for i in range(200)]
-    with pytest.raises(UserError, match="no usable answer to any of the first") as caught:
+    with pytest.raises(UserError, match="no usable answer to any of") as caught:
         ask(form, there, store, scenes)
     text = str(caught.value)
     assert "\n" not in text and ("HTTP 400: scripted" in text or "it says '" in text)
-    assert there.usage.queries <= 64 >= FIRST_QUESTIONS
+    assert there.usage.queries <= 64 >= PATIENCE
 
 
 def test_what_fails_again_stops_no_run_of_a_model_that_answers_else(serve, form, store):
@@ -287,17 +287,24 @@ def test_what_fails_again_stops_no_run_of_a_model_that_answers_else(serve, form,
         assert len(answers) == 10 and asker.costs.queries == queries
         assert asker.costs.unanswered == 50
     server.way = lambda prompt: "says nothing"
-    with pytest.raises(UserError, match="any of the first 30 questions"):
+    with pytest.raises(UserError, match="any of 30 questions in a row"):
         ask(form, there, store, [f"new scene {i}" for i in range(30)])
 
 
-def test_a_model_that_has_answered_may_fail_later(serve, form, store):
+def test_a_model_that_has_answered_stops_the_run_when_it_fails_for_long(serve, form, store):
     server, there = serve()
     asker, _ = ask(form, there, store, ["first"])
     server.way = lambda prompt: "says nothing"
-    later = [f"scene {i}" for i in range(70)]
-    assert asker.answers(form.prompt_hash, form.parameters, later, form.ask) == {}
-    assert asker.costs.unanswered == 70 and asker.costs.queries == 71
+    few, later = ([f"{kind} scene {i}" for i in range(20)] for kind in ("few", "later"))
+    key = form.prompt_hash, form.parameters
+    assert asker.answers(*key, few, form.ask) == {} and asker.costs.unanswered == 20
+    server.way = lambda prompt: ""
+    assert len(asker.answers(*key, ["between"], form.ask)) == 1
+    server.way = lambda prompt: "says nothing"
+    assert asker.answers(*key, [f"again {i}" for i in range(20)], form.ask) == {}
+    with pytest.raises(UserError, match="no usable answer to any of 40 questions in a row"):
+        asker.answers(*key, later, form.ask)
+    assert asker.costs.queries == 62
 
 
 @pytest.mark.parametrize(

@@ -628,7 +628,7 @@ def test_rules_of_little_meaning_are_said_in_one_line(capsys, plausible, known, 
 
 
 def test_rules_that_suggest_nothing_are_an_error():
-    with pytest.raises(UserError, match="gemma makes no sense of any goal") as caught:
+    with pytest.raises(UserError, match="gemma tells no sensible goal") as caught:
         rules.check_plausible(np.zeros(2, bool), 1.0, "gemma")
     assert "\n" not in str(caught.value)
 

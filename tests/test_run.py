@@ -251,3 +251,8 @@ def test_a_backslash_in_a_path_is_refused(tmp_path):
 def test_a_discarded_run_leaves_nothing(tmp_path):
     Run(tmp_path / "r", {}).discard()
     assert not (tmp_path / "r").exists()
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has bytes in it that are no text"):
+        Run(tmp_path / os.fsdecode(b"a\xff"), {})

@@ -729,3 +729,14 @@ def test_a_file_system_without_locks_is_told(monkeypatch, tmp_path, code):
     for name in ("old.sqlite", "new.sqlite"):
         with pytest.raises(UserError, match=r"locking protocol.*on a local disk \(--store\)"):
             Store(tmp_path / name)
+
+
+def test_a_link_to_a_store_shows_what_is_being_written(tmp_path):
+    link = tmp_path / "link.sqlite"
+    (tmp_path / "real").mkdir()
+    link.symlink_to(tmp_path / "real" / "store.sqlite")
+    with Store(link) as writer:  # the file that it names is not there yet
+        writer.put_answers("m", "p", "{}", {str(i): "a" for i in range(300)})
+        with Store(link, read_only=True) as reader:
+            assert reader.count()["answers"] == 300
+    assert link.is_symlink() and (tmp_path / "real" / "store.sqlite").exists()
