@@ -78,6 +78,7 @@ def test_a_real_model_is_asked_once_and_its_answers_serve_the_next_run(tmp_path)
 def test_recorded_answers_are_whole(llm, form):
     """All rules; of the 1.5B model's lists and likelihoods those of at least 3,000 scenes."""
     path = find_recorded(make_world(WorldArgs()), llm)[form]
+    assert path.stat().st_size <= 2 * 2**20  # what a clone need not regret
     with Store(path, read_only=True) as store:
         assert len(store.models()) == 1 and not store.verify()[1]
         asked = {"rules": "yes-no", "open": "max_tokens", "closed": "likelihood"}[form]
