@@ -19,7 +19,7 @@ from lab.run import Run, new_run_dir, read_config, read_metrics, write_json
 from tests.helpers.processes import ROOT
 from tests.helpers.table_model import TableModel
 from tests.toy.world import ToyWorld
-from tests.training import train
+from tests.training import count_programs, train
 
 STEPS = 4 * 8 * 6
 ODD = "r[1] *?#%20 {ü}"  # of what patterns, shells and addresses read otherwise
@@ -250,3 +250,9 @@ def test_a_run_that_is_not_finite_stops_with_its_last_good_checkpoint(monkeypatc
     assert len(read_metrics(tmp_path / "run")) == 5
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == (["2", "4"] if what == "loss" else [])
+
+
+def test_looking_for_numbers_that_are_none_compiles_nothing(monkeypatch, tmp_path):
+    fields = {"total_timesteps": STEPS, "goal_source": "none", "checkpoint_every": 2}
+    programs = count_programs(monkeypatch, ToyWorld(), tmp_path, "run", **fields)
+    assert len(programs) == 6 and programs[-1] == programs[1]
