@@ -22,6 +22,8 @@ BULLET = re.compile(r"(\s*)(?:[-*•‣◦–—+]|\d+\s*[.):])")
 EXPLANATION = re.compile(r"(?<!^)(?:\s(?:[-–—]+>?|→)\s|:(?=[\s*_]|$)|\s\().*")
 NESTED = 2  # spaces by which a bullet stands under another
 BLANK_LINES = re.compile(r"\n\s*\n")
+# What begins and ends a turn of a chat, where a model writes it out: no goal, nor what follows it.
+TURN = re.compile(r"<\|\w{1,32}\|>|</?s>|<(?:start|end)_of_turn>")
 LINE_END = re.compile(r"\r\n|\r|\n")
 STOP = ("\n\n",)
 
@@ -109,7 +111,7 @@ def parse_goals(raw: str) -> tuple[str, ...]:
     after a dash, a colon or in brackets, indented lines, bullets under a goal's. The list ends at
     the first other line without a bullet.
     """
-    text = without_reasoning(raw)
+    text = next(filter(str.strip, TURN.split(without_reasoning(raw))), "")
     if len(text) > MAX_ANSWER_LENGTH:
         text = text[:MAX_ANSWER_LENGTH].rpartition("\n")[0]
     lines = LINE_END.split(text)

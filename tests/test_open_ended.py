@@ -123,6 +123,9 @@ def test_golden_render(name, golden):
         ("<think>\n- think\n</think>\n\n- eat cow", ("eat cow",)),
         ("<think>\n- think", ()),
         ("hm\n- think\n</think>\n\neat cow\n- sleep", ("eat cow", "sleep")),
+        ("<|im_end|>\n<|im_start|>\n<|im_end|>", ()),  # of a model without training for chats
+        ("- eat cow<|im_end|>\n<|im_start|>user\n- lava", ("eat cow",)),
+        ("<start_of_turn>\n- eat cow<end_of_turn>\n- lava", ("eat cow",)),
         ("", ()),
         ("\n\n\n", ()),
     ],
