@@ -93,8 +93,7 @@ class Session:
     def __exit__(self, kind, error, traceback) -> None:
         self._stack.__exit__(kind, error, traceback)
         if isinstance(error, UserError) and "--run-dir" not in str(error):
-            kept = f"what is done is kept: go on with --run-dir {self.run.path}"
-            raise UserError(f"{error}; {kept}") from error
+            raise UserError(f"{error}; go on with --run-dir {self.run.path}") from error
 
     def begin(self, init: Callable[[GoalTables], Any]) -> Any:
         """Return the state of the last checkpoint, or the first; its `update` counts updates."""

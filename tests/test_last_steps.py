@@ -166,7 +166,7 @@ def test_an_error_in_the_midst_of_a_run_says_how_it_goes_on(monkeypatch, tmp_pat
 
     monkeypatch.setattr(GoalService, "observe", gone)
     fields = {"total_timesteps": STEPS, "goal_source": "none"}
-    with pytest.raises(UserError, match="gone; what is done is kept: go on with --run-dir .*run$"):
+    with pytest.raises(UserError, match="the server is gone; go on with --run-dir .*run$"):
         train(monkeypatch, ToyWorld(), tmp_path, "run", **fields)
 
 
