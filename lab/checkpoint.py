@@ -3,7 +3,10 @@
 import json
 import logging
 import os
+import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +79,9 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(content)
         )
-        self._manager.save(step, args=arguments, force=True)
-        self._manager.wait_until_finished()
+        with _one_voice():
+            self._manager.save(step, args=arguments, force=True)
+            self._manager.wait_until_finished()
         self._check_written(step, arrays, content)
         return True
 
@@ -169,9 +173,18 @@ class Checkpoints:
     def _read(self, step: int, **arguments) -> Any:
         """Let orbax read some items; whatever goes wrong inside means a damaged checkpoint."""
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**arguments))
+            with _one_voice():
+                return self._manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise _damaged(self.path / str(step), error) from error
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Mute what the threads of orbax print of a failure, which is raised here as well."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    yield
+    sys.unraisablehook = hook  # but not after a failure: its threads have not ended yet
 
 
 def _slot(index: int) -> str:

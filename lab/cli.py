@@ -125,7 +125,6 @@ def run_cli(main: Callable[[Any], Any], args_class: type, preset: Preset | None 
             raise
         sys.stdout.flush()
         print("error:", " ".join(said.split()), file=sys.stderr, flush=True)
-        sys.unraisablehook = lambda _: None  # what libraries leave unfinished is of the same cause
         sys.exit(3 if isinstance(error, LastStepError) else 2)
     except KeyboardInterrupt as interrupt:
         sys.stdout.flush()
