@@ -167,8 +167,9 @@ class Session:
         its own result: it is told in one line, which the summary keeps under "failed".
         """
         args, service, path = self.args, self.service, self.run.path
+        training = summarise(read_metrics(path), self.world)
         failed, evaluation, shown = {}, {}, []
-        self._report(failed, evaluation)
+        self._report(training, evaluation, failed)
         with self._last_step("asking", failed):
             service.finish()
         with self._last_step("the picture", failed):
@@ -178,12 +179,12 @@ class Session:
             key, episodes = jax.random.key(HELD_OUT), args.evaluate_episodes
             with self._last_step("the evaluation", failed):
                 evaluation["evaluation"], shown = play(policy, service, params, episodes, key)
-        self._report(failed, evaluation)
+        self._report(training, evaluation, failed)
         if args.film and shown:
             self.progress.phase("filming")
             with self._last_step("the film", failed):
                 make_film(film_frames(self.world, service.goals, shown), path / "film.gif")
-        summary = self._report(failed, evaluation)
+        summary = self._report(training, evaluation, failed)
         self.progress.close()
         name = self.world.score_name
         score, words = summary[score_key(name)], score_label(name)
@@ -191,11 +192,13 @@ class Session:
         print(f"{path}: {ended}", flush=True)
         return summary
 
-    def _report(self, failed: dict[str, str], evaluation: dict[str, Any]) -> dict[str, Any]:
+    def _report(
+        self, training: dict[str, Any], evaluation: dict[str, Any], failed: dict[str, str]
+    ) -> dict[str, Any]:
         """Write summary.json, and return it."""
         service, env_steps = self.service, self.args.num_updates * self.args.batch_size
         summary = {
-            **summarise(read_metrics(self.run.path), self.world),
+            **training,
             **evaluation,
             "env_steps": env_steps,
             **self._spent(),

@@ -16,9 +16,20 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 import pytest  # noqa: E402
 
+from goals import endpoint  # noqa: E402
+
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_of_other_modules_are_dropped():
     """Compiled programs hold thousands of memory maps, of which a process may have only so many."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def loopback(monkeypatch):
+    """Ask servers on loopback: no waits worth mentioning, no key, no proxy."""
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.002)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for variable in endpoint.KEY_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)

@@ -48,13 +48,7 @@ SHOWS_IN_YES_NO_ONLY = {name for name in FAULTS if "logprobs" in name}
 START_SECONDS = 120  # a real server must be there by then, on a machine that is busy
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """No waits worth mentioning, no key, no proxy."""
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.002)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for variable in endpoint.KEY_VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import random
 
 import pytest
 
-from goals import endpoint
 from goals.asking import ATTEMPTS, PATIENCE, Asker
 from goals.endpoint import PROBE, ROOMS, Endpoint
 from goals.forms import is_answer
@@ -44,13 +43,7 @@ REFUSALS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """No waits worth mentioning, no key, no proxy."""
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.002)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for variable in endpoint.KEY_VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 @pytest.fixture
