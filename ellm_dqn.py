@@ -138,10 +138,12 @@ class Args(RunArgs, WorldArgs, GoalArgs):
 PRESETS = {
     "cpu": {},
     "gpu": {
-        "num_envs": 256,
-        "sample_size": 1024,
+        "num_envs": 1024,
+        "sample_size": 512,
+        "train_frequency": 512,
+        "target_network_frequency": 8_192,
         "hidden_size": 512,
-        "total_timesteps": 50_000_000,
+        "total_timesteps": 20_000_000,
     },
     "paper": {
         "observation": "frames",
