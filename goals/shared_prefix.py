@@ -16,6 +16,7 @@ from lab.errors import UserError
 
 ATTENTION = "ellm_shared_prefix"
 TOKENS_AT_ONCE = 512  # more make no product faster, but outgrow a processor's cache
+LIKELY_TOKENS = 32  # of each row, whose logits are always float32
 TOLERANCE = (
     0.2  # of the sum of differences between two distributions; rounding to bfloat16 makes 0.03
 )
@@ -106,6 +107,34 @@ def only_new(layer: int, key: torch.Tensor, value: torch.Tensor) -> Keys:
     return key, value
 
 
+class PreciseHead(torch.nn.Module):
+    """The output embeddings of a model in fewer bits, with the logits that count in float32.
+
+    Rounding logits of 16 to 32 to bfloat16, by up to 1/16, would be coarser than what a small model
+    knows, and float32 for all takes several times as long. So all are computed as the model would,
+    then the likeliest of each row, which make up most of the distribution, and the `wanted` tokens,
+    int64 [n], once more.
+    """
+
+    def __init__(self, head: torch.nn.Linear):
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self.wanted = torch.zeros(0, dtype=torch.int64, device=head.weight.device)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits float32 [..., V] of hidden states [..., size]."""
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        likely = logits.topk(min(LIKELY_TOKENS, logits.shape[-1])).indices
+        hidden = hidden.float()
+        precise = (self.weight[likely].float() @ hidden[..., None])[..., 0]
+        wanted = hidden @ self.weight[self.wanted].float().mT
+        if self.bias is not None:
+            precise, wanted = precise + self.bias[likely], wanted + self.bias[self.wanted]
+        logits.scatter_(-1, likely, precise)
+        logits[..., self.wanted] = wanted
+        return logits
+
+
 class SharedPrefixModel:
     """Compute next-token logits of rows that continue the prefix.
 
@@ -121,6 +150,9 @@ class SharedPrefixModel:
         self._prefix: tuple[int, ...] = ()
         self._keys: dict[int, Keys] = {}
         try:
+            self._head = PreciseHead(model.get_output_embeddings())
+            if self._head.weight.dtype != torch.float32:
+                model.set_output_embeddings(self._head)
             same = self._replace_attention(sample)
         except Exception as error:
             raise UserError(REFUSAL) from error
@@ -185,12 +217,21 @@ class SharedPrefixModel:
 
     @torch.inference_mode()
     def forward(
-        self, tokens, visible, depths, own_depths=None, keep=only_new, num_logits: int = 1
+        self,
+        tokens,
+        visible,
+        depths,
+        own_depths=None,
+        keep=only_new,
+        num_logits: int = 1,
+        wanted: Sequence[int] = (),
     ) -> torch.Tensor:
         """Compute new tokens, int64 [B, N]; return the last logits of each row, [B, num_logits, V].
 
-        visible, depths, own_depths (of the new tokens if None) and keep: see Step.
+        visible, depths, own_depths (of the new tokens if None) and keep: see Step; wanted: see
+        PreciseHead.
         """
+        self._head.wanted = torch.tensor(wanted, dtype=torch.int64, device=self.device)
         step = Step(self._keys, visible, depths, depths if own_depths is None else own_depths, keep)
         positions = (depths + len(self._prefix)).clamp(min=0)
         return self.model(
@@ -201,10 +242,12 @@ class SharedPrefixModel:
             step=step,
         ).logits
 
-    def next_logits(self, rests: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the logits after each rest, [B, V]."""
+    def next_logits(
+        self, rests: Sequence[Sequence[int]], wanted: Sequence[int] = ()
+    ) -> torch.Tensor:
+        """Return the logits after each rest, [B, V], precise for the `wanted` tokens."""
         self.tokens_computed += sum(map(len, rests))
-        return self.forward(*self.align(rests))[:, -1]
+        return self.forward(*self.align(rests), wanted=wanted)[:, -1]
 
     def log_likelihoods(self, rests: Sequence[Sequence[int]], tree: "TokenTree") -> torch.Tensor:
         """Return the log-likelihood of each candidate after each rest, float64 [B, C]."""
@@ -223,7 +266,9 @@ class SharedPrefixModel:
         )
         visible = torch.cat([torch.nn.functional.pad(visible, (0, nodes)), below], 1)
         depths = torch.cat([depths, depths[:, -1:] + tree.depths.to(self.device)], 1)
-        logits = self.forward(tokens, visible, depths, num_logits=nodes + 1)
+        logits = self.forward(
+            tokens, visible, depths, num_logits=nodes + 1, wanted=tree.edge_tokens
+        )
         return torch.stack([tree.log_likelihoods(row) for row in logits])
 
 
@@ -308,6 +353,7 @@ class TokenTree:
             for path, tokens in zip(self.inner, self._children, strict=True)
             for token in tokens
         ]
+        self.edge_tokens = sorted({edge[-1] for edge in edges})
         # 1 where an edge, a token after its path, is part of a candidate.
         parts = [[path[: len(edge)] == edge for path in paths] for edge in edges]
         self._parts = torch.tensor(parts, dtype=torch.float64).reshape(len(edges), len(paths))

@@ -47,8 +47,9 @@ class Transformers:
     """A causal language model of the transformers library, on a GPU if torch sees one.
 
     The text before the last paragraph (the examples of a few-shot prompt) is computed once, then
-    its keys and values are used again. bfloat16 where a GPU or the CPU's tiles multiply it, else
-    float32. The rest of a batch changes an answer by no more than rounding.
+    its keys and values are used again. bfloat16 where a GPU or the CPU multiplies it faster, else
+    float32; the logits that count are float32 in any case. The rest of a batch changes an answer by
+    no more than rounding.
     """
 
     can_score = True
@@ -116,7 +117,7 @@ class Transformers:
         answers: list[tuple[float, float] | None] = [None] * len(prompts)
         with self._asked(len(prompts)):
             for rows, rests in self._batches(prompts):
-                logits = self.model.next_logits(rests).float()
+                logits = self.model.next_logits(rests, [i for ids in self._words for i in ids])
                 for row, line in zip(rows, logits.log_softmax(-1).double().cpu(), strict=True):
                     yes, no = (log_sum(line[ids].tolist()) for ids in self._words)
                     answers[row] = yes, no
@@ -277,9 +278,11 @@ def choose(logits, temperature: float, drawn: Sequence[float]) -> list[int]:
 def multiplies_bfloat16() -> bool:
     """Return whether this machine multiplies bfloat16 faster than float32.
 
-    A GPU does, and a CPU with tiles (AMX).
+    A GPU does, and a CPU with tiles (AMX) or vectors of bfloat16 (AVX-512).
     """
-    return torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
+    capabilities = torch.cpu.get_capabilities()
+    is_fast = any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    return torch.cuda.is_available() or is_fast
 
 
 def convert_once(path: Path, precision: str, folder: Path) -> None:

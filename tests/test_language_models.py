@@ -31,7 +31,7 @@ from tests.helpers.tiny_model import (
 
 gguf, torch = pytest.importorskip("gguf"), pytest.importorskip("torch")
 from goals import shared_prefix, transformers_engine  # noqa: E402
-from goals.transformers_engine import Transformers  # noqa: E402
+from goals.transformers_engine import Transformers, multiplies_bfloat16  # noqa: E402
 
 pytestmark = pytest.mark.torch
 CAPTIONS = [
@@ -314,6 +314,36 @@ def test_a_folder_is_named_by_its_bytes_and_precision(tiny, tiny_model, tmp_path
     half = Transformers(tiny)
     assert half.name == tiny_model.name + ",bfloat16"
     assert np.abs(np.subtract(half.yes_no(QUESTIONS), tiny_model.yes_no(QUESTIONS))).max() < 0.2
+
+
+@pytest.mark.parametrize("name", ["amx_bf16", "avx512_bf16"])
+def test_a_processor_that_multiplies_bfloat16_is_known(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, name: True})
+    assert multiplies_bfloat16()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, name: False})
+    assert not multiplies_bfloat16()
+
+
+def test_logits_that_count_are_float32_whatever_the_weights_are(tiny, monkeypatch):
+    generator, wanted = torch.Generator().manual_seed(0), torch.tensor([3, 700, 123])
+    for bias in (True, False):
+        plain = torch.nn.Linear(8, 999, bias, dtype=torch.bfloat16)
+        hidden = 9 * torch.randn(3, 2, 8, generator=generator).bfloat16()
+        head = shared_prefix.PreciseHead(plain)
+        head.wanted = wanted
+        logits, rounded = head(hidden), plain(hidden).float()
+        exact = plain.float()(hidden.float())
+        likely = exact.topk(shared_prefix.LIKELY_TOKENS // 2).indices
+        for places in (wanted.expand(3, 2, -1), likely):
+            found, best = logits.gather(-1, places), exact.gather(-1, places)
+            torch.testing.assert_close(found, best)
+            assert (rounded.gather(-1, places) - best).abs().max() > 1e-3
+        torch.testing.assert_close(logits, exact, atol=0.05, rtol=0.01)
+    monkeypatch.setattr(transformers_engine, "multiplies_bfloat16", lambda: True)
+    logits = Transformers(tiny).model.next_logits([[5, 6, 7]], [200, 201])
+    is_precise = logits != logits.bfloat16()
+    assert logits.dtype == torch.float32 and is_precise[0, [200, 201, int(logits.argmax())]].all()
 
 
 def test_a_model_whose_attention_is_unknown_is_refused(tmp_path):
