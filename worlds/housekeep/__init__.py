@@ -1,0 +1,1 @@
+"""Housekeep: tidying a house."""
