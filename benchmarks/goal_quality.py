@@ -72,8 +72,8 @@ class Args(Ranged):
     """the world, which has a file of scenes"""
     llm: str | None = None
     """gemma3-270m, a .gguf or recorded .sqlite file, the name of a recording, a hub id or folder"""
-    forms: tuple[Form, ...] = get_args(Form)
-    """forms of asking"""
+    forms: tuple[Form, ...] = ("rules", "open", "closed")
+    """forms of asking; pairs too, where the world has them"""
     split: Literal["test", "dev"] = "test"
     """dev: to choose by; test: to report"""
     prompt: str | None = None

@@ -85,9 +85,9 @@ class GoalArgs(TextArgs):
     ] = "llm"
     """who suggests goals; novelty: any caption, novelty-paper: any action, successful or not, is
     paid once an episode; none: the game's own reward"""
-    goal_form: Literal["rules", "open", "closed"] = "rules"
+    goal_form: Literal["rules", "open", "closed", "pairs"] = "rules"
     """rules: ask once what each goal needs; open: ask for a list of goals in each scene; closed:
-    ask of each goal in each scene"""
+    ask of each goal in each scene; pairs: ask once where each thing belongs"""
     goal_conditioned: bool = True
     """also read the goals that are suggested and not yet reached"""
     similarity_threshold: Cosine = 0.99
@@ -103,7 +103,8 @@ class GoalArgs(TextArgs):
 
     # Asking
     prompt: str | None = None
-    """prompt file, or folder/prefix of the files of the rules form; default: the world's newest"""
+    """prompt file, or folder/prefix of the files of the rules or pairs form; default: the world's
+    newest"""
     prompt_scope: Literal["full", "compact"] = "full"
     """how much of the scene the prompt tells; compact: without what the world counts as background:
     several times fewer distinct prompts"""
@@ -136,11 +137,14 @@ class GoalArgs(TextArgs):
     """how the closed form asks of each goal in a scene"""
     closed_calibration: Literal["scene", "goal"] = "scene"
     """a goal is compared with the others, or over scenes"""
+    pair_scoring: Literal["recipe", "yes-no"] = "recipe"
+    """how the pairs form asks where things belong: by likelihoods, or one question for each pair
+    (the paper's)"""
 
     @property
     def per_scene(self) -> bool:
         """Whether goals are suggested scene by scene by a language model."""
-        return self.goal_source == "llm" and self.goal_form != "rules"
+        return self.goal_source == "llm" and self.goal_form in ("open", "closed")
 
     @property
     def in_background(self) -> bool:

@@ -9,10 +9,11 @@ from goals.arguments import GoalArgs
 from goals.closed import Closed
 from goals.open_ended import STOP, OpenEnded, parse_goals
 from goals.packing import unpack_scores
+from goals.pairs import PairsForm
 from goals.rules import RulesForm, read_odds
 from worlds.world import World
 
-Form = OpenEnded | Closed | RulesForm
+Form = OpenEnded | Closed | RulesForm | PairsForm
 
 
 def make_form(
@@ -33,6 +34,8 @@ def make_form(
     if args.goal_form == "closed":
         ways = args.closed_scoring, args.closed_calibration
         return Closed(world, args.prompt, model, *ways, answered=answered)
+    if args.goal_form == "pairs":
+        return PairsForm(world, args.prompt, model, args.pair_scoring, answered=answered)
     return RulesForm(world, args.prompt, model, answered=answered)
 
 
@@ -46,6 +49,6 @@ def is_answer(parameters: Mapping[str, Any], raw: str) -> bool:
         lists = raw.split(STOP[0]) if "votes" in parameters else [raw]
         return any(map(parse_goals, lists))
     form = parameters.get("form")
-    if form == "likelihood" or (form == "yes-no" and "goals" in parameters):
+    if form in ("likelihood", "pairs") or (form == "yes-no" and "goals" in parameters):
         return unpack_scores(raw).size > 0
     return form != "yes-no" or not np.isnan(read_odds(raw))

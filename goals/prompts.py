@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import string
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +60,15 @@ def newest_version(prefix: Path, answered: Collection[str] = ()) -> Path:
     known = [k for k, path in numbers.items() if hash_bytes(path.read_bytes()) in answered]
     newest = max(known or numbers, default=1)
     return prefix.with_name(f"{prefix.name}_v{newest}.txt")
+
+
+def newest_versions(
+    prefix: Path, kinds: Iterable[str], answered: Collection[str] = ()
+) -> dict[str, Path]:
+    """Return the newest file <prefix>_<kind>_v<k>.txt of each kind, as `newest_version`."""
+    return {
+        kind: newest_version(prefix.with_name(f"{prefix.name}_{kind}"), answered) for kind in kinds
+    }
 
 
 def prompt_versions(folder: Path) -> dict[tuple[str, int], Path]:

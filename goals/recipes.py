@@ -8,12 +8,14 @@ from collections.abc import Mapping
 class Recipe:
     """Thresholds of calibrated scores, in standard deviations.
 
-    They are those of sensible goals, of needs, and of the closed form's goals.
+    They are those of sensible goals, of needs, and of the closed form's goals; and, in worlds with
+    pairs, of a thing and a place that belong together. None: each thing's best places.
     """
 
     sensible_threshold: float
     need_threshold: float
     closed_threshold: float
+    pair_threshold: float | None = None
 
 
 def find_recipe(recipes: Mapping[str, Mapping[str, float]], model: str) -> Recipe:

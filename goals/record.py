@@ -4,6 +4,8 @@
         the rules: some thousand questions
     python -m goals.record --llm model.gguf --store mine.sqlite --form open --scenes scenes.txt
         a list for each scene of a file
+    python -m goals.record --llm model.gguf --store mine.sqlite --form pairs --things things.txt
+        where each thing belongs, those of the world and those of a file
     python -m goals.record --llm model.gguf --store new.sqlite --compare mine.sqlite
         ask anew and compare
 
@@ -42,18 +44,22 @@ class Args:
     """gemma3-270m, path of a GGUF file, or folder or hub id of a transformers model"""
     store: Path
     """the store the answers go to"""
-    form: Literal["rules", "open", "closed"] = "rules"
+    form: Literal["rules", "open", "closed", "pairs"] = "rules"
     """what to ask"""
     closed_scoring: Literal["likelihood", "yes-no"] = "likelihood"
     """how the closed form asks of each goal in a scene"""
     closed_calibration: Literal["scene", "goal"] = "scene"
     """goal: ask about the published scenes too"""
+    pair_scoring: Literal["recipe", "yes-no"] = "recipe"
+    """how the pairs form asks where things belong"""
     scenes: Path | None = None
     """sentences of scenes, one a line, the most important first (forms open and closed)"""
+    things: Path | None = None
+    """names of more things than the world at hand has, one a line (form pairs)"""
     env: str = "crafter"
     """the world to ask about; package.module:Class names one of your own"""
     prompt: str | None = None
-    """prompt file, or folder/prefix of those of the rules; default: the world's newest"""
+    """prompt file, or folder/prefix of those of the rules or pairs; default: the world's newest"""
     llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"
     """what computes a GGUF file"""
     llm_url: str | None = None
@@ -67,11 +73,11 @@ class Args:
 def main(args: Args) -> dict[str, float]:
     """Ask what the store has no answer to; return what was asked and what `compare` found."""
     world = make_world(WorldArgs(env=args.env))
-    scenes = _read_scenes(args)
+    questions = _read_questions(args)
     recorded = Store(args.compare, read_only=True) if args.compare else None
     model = load_language_model(args.llm, url=args.llm_url, engine=args.llm_engine)
     with Store(args.store) as store:
-        report = record(world, args, model, store, scenes)
+        report = record(world, args, model, store, questions)
         if recorded:
             report |= compare(store, recorded)
     model.close()
@@ -81,11 +87,12 @@ def main(args: Args) -> dict[str, float]:
 
 
 def record(
-    world: World, args: Args, model: LanguageModel, store: Store, scenes: list[str]
+    world: World, args: Args, model: LanguageModel, store: Store, questions: list[str]
 ) -> dict[str, float]:
     """Ask a model what runs in a world will ask, and embed the world's captions and facts.
 
-    Return how much was asked, and how much was not answered.
+    questions: sentences of scenes or, by the pairs form, names of things. Return how much was
+    asked, and how much was not answered.
     """
     asker = Asker(model.name, store, model)
     start = time.perf_counter()
@@ -101,11 +108,14 @@ def record(
         prompt=args.prompt,
         closed_scoring=args.closed_scoring,
         closed_calibration=args.closed_calibration,
+        pair_scoring=args.pair_scoring,
     )
     form = make_form(world, goal_args, model.name)
     form.prepare(asker.answers)
-    if scenes:
-        asker.answers(form.prompt_hash, form.parameters, scenes, form.ask)
+    if questions and args.form == "pairs":
+        form.judge(asker.answers, questions)
+    elif questions:
+        asker.answers(form.prompt_hash, form.parameters, questions, form.ask)
     Embeddings(args.sentence_encoder, store).embed([*world.captions, *world.facts])
     return {"queries": asker.costs.queries, "unanswered": asker.costs.unanswered}
 
@@ -140,24 +150,22 @@ def _scores(answer: str) -> np.ndarray:
     return np.nan_to_num(unpack_scores(answer)) if np.isnan(odds) else np.array([odds])
 
 
-def _read_scenes(args: Args) -> list[str]:
-    if args.form == "rules":
+def _read_questions(args: Args) -> list[str]:
+    """Return the lines, each once, of the file that the form needs or may have."""
+    if args.form == "rules" or (args.form == "pairs" and args.things is None):
         return []
-    if args.scenes is None:
+    flag = "things" if args.form == "pairs" else "scenes"
+    path = getattr(args, flag)
+    if path is None:
         raise UserError(
             f"--form {args.form} needs --scenes: a file with one scene's sentence a line"
         )
     try:
-        return list(
-            dict.fromkeys(
-                line for line in args.scenes.read_text("utf-8").splitlines() if line.strip()
-            )
-        )
+        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(
-            f"--scenes {args.scenes} cannot be read ({reason}): give a text file"
-        ) from error
+        raise UserError(f"--{flag} {path} cannot be read ({reason}): give a text file") from error
+    return list(dict.fromkeys(line for line in lines if line.strip()))
 
 
 if __name__ == "__main__":

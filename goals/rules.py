@@ -21,7 +21,7 @@ import numpy as np
 
 from goals.model import LEAST_EVIDENCE, LanguageModel
 from goals.packing import pack_scores, unpack_scores
-from goals.prompts import hash_bytes, load_prompt, newest_version
+from goals.prompts import hash_bytes, load_prompt, newest_versions
 from goals.recipes import Recipe, find_recipe
 from lab.errors import UserError
 from worlds.world import World
@@ -59,7 +59,7 @@ class RulesForm:
 
     After `prepare`, known is the share of the yes-or-no questions that have an answer.
 
-    prompts: each prompt file's hash by kind. answered: see `newest_version`. The files are the
+    prompts: each prompt file's hash by kind. answered: see `newest_versions`. The files are the
     newest `prompt`_<kind>_v<k>.txt, by default those of the world. Raises UserError if one is
     missing, its placeholders are wrong, or a phrase does not end with the goal.
     """
@@ -74,10 +74,7 @@ class RulesForm:
     ):
         self.world, self.recipe = world, recipe or find_recipe(world.recipes, model)
         prefix = Path(prompt or world.prompts / f"{world.name}_rules")
-        files = {
-            kind: newest_version(prefix.with_name(f"{prefix.name}_{kind}"), answered)
-            for kind in PLACEHOLDERS
-        }
+        files = newest_versions(prefix, PLACEHOLDERS, answered)
         loaded = {kind: load_prompt(file, PLACEHOLDERS[kind]) for kind, file in files.items()}
         self.templates = {kind: prompt.template for kind, prompt in loaded.items()}
         self.prompts = {kind: prompt.hash for kind, prompt in loaded.items()}
@@ -198,16 +195,16 @@ def score_sensible(
     phrases is judged by its wordings alone. A missing answer counts as a middling one. goals: verb
     and noun of each.
     """
-    said = {kind: _unit(calibrate_pairs(goals, odds)) for kind, odds in wordings.items()}
+    said = {kind: unit(calibrate_pairs(goals, odds)) for kind, odds in wordings.items()}
     if not phrases:
-        return _unit(np.mean(np.nan_to_num(list(said.values())), axis=0))
-    phrased = _unit(np.mean([_unit(calibrate_pairs(goals, line)) for line in phrases], axis=0))
+        return unit(np.mean(np.nan_to_num(list(said.values())), axis=0))
+    phrased = unit(np.mean([unit(calibrate_pairs(goals, line)) for line in phrases], axis=0))
     agreement = np.array([max(0.0, _correlation(phrased, line)) for line in said.values()])
     if not agreement.any():
         return phrased
     lines = [np.nan_to_num(line) for line in said.values()]
-    answered = _unit(np.average(lines, axis=0, weights=agreement))
-    return _unit(phrased + min(1.0, agreement.mean() / FULL_AGREEMENT) * answered)
+    answered = unit(np.average(lines, axis=0, weights=agreement))
+    return unit(phrased + min(1.0, agreement.mean() / FULL_AGREEMENT) * answered)
 
 
 def calibrate_needs(log_odds: np.ndarray) -> np.ndarray:
@@ -215,7 +212,7 @@ def calibrate_needs(log_odds: np.ndarray) -> np.ndarray:
 
     NaN stays where an answer is missing.
     """
-    return _unit(_scale(centre(log_odds)))
+    return unit(_scale(centre(log_odds)))
 
 
 def compile_rules(
@@ -271,7 +268,7 @@ def centre(table: np.ndarray) -> np.ndarray:
     """
     for axis in (1, 0):
         is_alone = (~np.isnan(table)).sum(axis) == 1
-        means = np.where(is_alone, _mean(table), _mean(table, axis))
+        means = np.where(is_alone, mean(table), mean(table, axis))
         table = table - np.expand_dims(means, axis)
     return table
 
@@ -291,8 +288,8 @@ def calibrate_pairs(goals: Sequence[tuple[str, str]], scores: np.ndarray) -> np.
     centred = centre(table)
     calibrated = _scale(centred)
     # A goal without a noun shares no word with others: it is compared with all pairs, if any.
-    alone = scores - _mean(table if verbs else scores)
-    alone = alone / _spread(centred) if verbs else _unit(alone)
+    alone = scores - mean(table if verbs else scores)
+    alone = alone / _spread(centred) if verbs else unit(alone)
     return np.array(
         [
             calibrated[verbs.index(verb), nouns.index(noun)] if noun else alone[i]
@@ -308,7 +305,8 @@ def _scale(centred: np.ndarray) -> np.ndarray:
     return centred / np.sqrt(np.outer(*spreads))
 
 
-def _unit(scores: np.ndarray) -> np.ndarray:
+def unit(scores: np.ndarray) -> np.ndarray:
+    """Give scores in units of their spread; NaN stays NaN."""
     return scores / _spread(scores)
 
 
@@ -319,7 +317,8 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x[known], y[known])[0, 1])
 
 
-def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+def mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Return the mean over an axis, or of all, without NaN; 0 where nothing is known."""
     known = ~np.isnan(values)
     return np.where(known, values, 0.0).sum(axis) / np.maximum(known.sum(axis), 1)
 

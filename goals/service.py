@@ -19,6 +19,7 @@ from goals.background import AnswerScenes, Background
 from goals.closed import Closed
 from goals.embeddings import Embeddings
 from goals.forms import Form, is_answer, make_form
+from goals.pairs import PairsForm
 from goals.rules import RulesForm, check_plausible
 from goals.scene_tables import SceneTables, build_tables, embeds_goals
 from goals.sources import Sources, open_sources
@@ -99,7 +100,7 @@ class GoalService:
         """
         if self.form is not None:
             self.form.prepare(self._asker.answers)
-            if isinstance(self.form, RulesForm | Closed):
+            if isinstance(self.form, RulesForm | Closed | PairsForm):
                 check_plausible(self.form.plausible, self.form.known, self.language_model)
             if self.args.per_scene and self.args.llm_url and self._sources.model:
                 self._rehearse()

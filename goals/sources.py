@@ -15,7 +15,7 @@ MODEL_FILES = {
     "qwen2.5-coder-1.5b": "qwen2.5-coder-1.5b-instruct-q4_k_m",
     GEMMA: "gemma-3-270m-q4_k_m",
 }
-FORMS = ("rules", "open", "closed")
+FORMS = ("rules", "open", "closed", "pairs")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from goals.arguments import GoalArgs, TextArgs
 
 SOURCES = ("llm", "oracle", "novelty", "uniform", "grounded", "none")
-FORMS = ("rules", "open", "closed")
+FORMS = ("rules", "open", "closed", "pairs")
 RESOLVE = ("exact", "async", "replay")
 TEXTS = ("none", "caption", "facts")
 

@@ -1,5 +1,6 @@
 """Recording beforehand: it goes on where it stopped, compares, and says what is wrong at once."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -147,6 +148,24 @@ def test_scores_are_recorded_for_each_scene(tmp_path, model, scenes, scoring, ca
         assert recorded[SCENES[0]] == pack_scores(
             [-float(len(f" {caption}")) for caption in make_world(WorldArgs()).captions[1:]]
         )
+
+
+def test_where_things_belong_is_recorded_for_those_of_a_file_too(tmp_path, model):
+    things = tmp_path / "things.txt"
+    things.write_text("ring\ncup\n\nring\n", encoding="utf-8")
+    env = "tests.helpers.room:Room"
+    args = record.Args(llm="scripted", store=tmp_path / "new.sqlite", env=env, form="pairs")
+    # Four things in four ways; then one more, for "cup" is the world's.
+    assert record.main(args) == {"queries": 4 * 4, "unanswered": 0}
+    args = dataclasses.replace(args, things=things)
+    assert record.main(args) == {"queries": 4, "unanswered": 0}
+    answers, embedded = contents(args.store)
+    assert {row.question for row in answers} == {"cup", "hat", "soap", "sock", "ring"}
+    assert "pick up hat" in embedded
+    yes_no = dataclasses.replace(args, pair_scoring="yes-no")
+    assert record.main(yes_no) == {"queries": 5, "unanswered": 0}
+    with pytest.raises(UserError, match="--things .*absent.txt cannot be read"):
+        record.main(dataclasses.replace(args, things=tmp_path / "absent.txt"))
 
 
 def test_recordings_are_compared(tmp_path, model):

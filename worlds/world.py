@@ -240,6 +240,35 @@ class World(Protocol):
         ...
 
 
+class PairsWorld(World, Protocol):
+    """A world in which goals make sense because a thing belongs in a place (--goal-form pairs).
+
+    T things, P places. No other world needs these members.
+    """
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        """Names, [T]: what is there to be tidied, then others to compare it with, always the same.
+
+        A model's scores of a thing are centred over all of them.
+        """
+        ...
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Names, [P], those that are not here included: a thing is asked about once for all."""
+        ...
+
+    def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return which goals make sense if things belong in places as `belongs`, bool [T, P], says.
+
+        They are the arrays of `goals.rules.Rules`: sensible bool [C]; needs bool [C, F], facts that
+        must all hold; alternatives bool [C, K, F], sets of facts of which one must hold.
+        `in_view_masks` hold besides.
+        """
+        ...
+
+
 # HELPERS FOR WORLDS
 def choose_options(
     name: str, args: WorldArgs, known: Mapping[str, Sequence[Any]]

@@ -97,6 +97,17 @@ class WorldWrapper:
     def meaningful(self) -> frozenset[str]:
         return self.world.meaningful
 
+    @property
+    def things(self) -> tuple[str, ...]:
+        return self.world.things
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        return self.world.places
+
+    def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.world.rules_of(belongs)
+
     def reset(self, key: jax.Array) -> Any:
         return self.world.reset(key)
 

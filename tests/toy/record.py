@@ -42,7 +42,7 @@ def write(path: Path) -> None:
     with TemporaryDirectory() as folder:
         args = record.Args(llm=MODEL, store=Path(folder) / "answers.sqlite")
         with Store(args.store) as store:
-            record.record(ToyWorld(), args, model, store, scenes=[])
+            record.record(ToyWorld(), args, model, store, questions=[])
             rows = list(store.rows())
     store_cli.write_store(path, rows)
 

@@ -1,0 +1,186 @@
+"""The pairs form of asking: once for each thing ever, in which places it belongs.
+
+For worlds in which a goal is sensible because a thing belongs in a place. By the recipe a language
+model scores how likely each place follows opening phrases about tidy keeping, less how likely it
+follows phrases about mess; beside that stands how well place and thing go together, in lists of
+things and their places and in lists of what a place holds. By yes or no it is asked one question
+for each pair, as in the paper. T things, P places, C captions, F facts.
+"""
+
+import os
+import string
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from goals.model import LanguageModel
+from goals.packing import pack_scores, unpack_scores
+from goals.prompts import load_prompt, newest_versions
+from goals.recipes import Recipe, find_recipe
+from goals.rules import LEAST_KNOWN, Rules, centre, hash_texts, mean, unit
+from lab.errors import UserError
+from worlds.world import PairsWorld, World
+
+# The placeholders of each prompt file, <world>_pairs_<kind>_v<k>.txt, by the way of scoring.
+PLACEHOLDERS = {
+    "recipe": {"tidy": ("thing",), "mess": ("thing",), "keeps": ("thing",), "holds": ("place",)},
+    "yes-no": {"yesno": ("place", "thing")},
+}
+OPENINGS = ("tidy", "mess")  # whose paragraphs are asked each on its own
+FIT_WEIGHT = 0.5  # of how well thing and place go together, beside the contrast of tidy and mess
+MOST_PLACES = 2  # in which a thing belongs where the recipe has no threshold
+
+Answers = Callable[..., dict[str, str]]
+
+
+class PairsForm:
+    """Ask where each thing of a world belongs, and compile the world's rules of it.
+
+    scoring: "recipe" or "yes-no". After `prepare`: scores float64 [T, P], NaN where nobody has
+    answered; belongs bool [T, P]; rules; known, the share of pairs with an answer. A thing of which
+    nothing is known belongs wherever it is.
+
+    prompts: each prompt file's hash by kind. answered: see `newest_versions`. The files are the
+    newest `prompt`_<kind>_v<k>.txt, by default those of the world. Raises UserError if one is
+    missing, its placeholders are wrong, or the world has no pairs.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        prompt: str | os.PathLike | None = None,
+        model: str = "",
+        scoring: str = "recipe",
+        recipe: Recipe | None = None,
+        answered: Collection[str] = (),
+    ):
+        self.world, self.scoring = _with_pairs(world), scoring
+        self.recipe = recipe or find_recipe(world.recipes, model)
+        prefix = Path(prompt or world.prompts / f"{world.name}_pairs")
+        placeholders = PLACEHOLDERS[scoring]
+        files = newest_versions(prefix, placeholders, answered)
+        loaded = {kind: load_prompt(file, placeholders[kind]) for kind, file in files.items()}
+        self.templates = {kind: prompt.template for kind, prompt in loaded.items()}
+        self.prompts = {kind: prompt.hash for kind, prompt in loaded.items()}
+        self.things, self.places = self.world.things, self.world.places
+        self.parameters = {"form": "pairs", "places": hash_texts(self.places)}
+
+    @property
+    def plausible(self) -> np.ndarray:
+        """Return which pairs are said to belong together, bool [T, P]."""
+        return self.belongs
+
+    def prepare(self, answers: Answers) -> None:
+        """Ask, and compile `rules`.
+
+        answers(prompt_hash, parameters, questions, ask) finds or gets the raw answers.
+        """
+        self.scores = self.judge(answers, self.things)
+        is_known = ~np.isnan(self.scores)
+        self.known = float(is_known.mean())
+        self.belongs = self.choose(self.scores) | ~is_known.any(1, keepdims=True)
+        self.rules = Rules(*self.world.rules_of(self.belongs))
+
+    def judge(self, answers: Answers, things: Sequence[str]) -> np.ndarray:
+        """Ask where things belong; return scores float64 [T, P], NaN where nothing is known.
+
+        By the recipe they are standard deviations over all pairs of these things, by yes or no
+        log-odds.
+        """
+        if self.scoring == "yes-no":
+            return self._ask("yesno", answers, things)
+        tidy, mess, keeps, holds = (self._ask(kind, answers, things) for kind in self.templates)
+        return combine(tidy - mess, keeps, holds)
+
+    def choose(self, scores: np.ndarray) -> np.ndarray:
+        """Return which scores [T, P] are high enough, bool [T, P]: above a threshold, or best."""
+        if self.scoring == "yes-no":
+            return scores > 0
+        if self.recipe.pair_threshold is not None:
+            return scores > self.recipe.pair_threshold
+        ranks = np.argsort(np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable"))
+        return (ranks < MOST_PLACES) & ~np.isnan(scores)
+
+    def _ask(self, kind: str, answers: Answers, things: Sequence[str]) -> np.ndarray:
+        """Ask in one way; return scores float64 [T, P], the mean over openings."""
+        ways = {"holds": self.score_things, "yesno": self.ask_yes_no}
+        ask = ways.get(kind, partial(self.score_places, kind))
+        questions = list(dict.fromkeys(things))
+        raw = answers(self.prompts[kind], self.parameters, questions, ask)
+        shape = len(self._openings(kind)), len(self.places)
+        nothing = np.full(shape[1], np.nan)
+        said = {}
+        for thing in questions:
+            scores = unpack_scores(raw.get(thing, ""))
+            is_whole = scores.size == shape[0] * shape[1]
+            said[thing] = scores.reshape(shape).mean(0) if is_whole else nothing
+        return np.stack([said[thing] for thing in things])
+
+    def _openings(self, kind: str) -> list[str]:
+        text = self.templates[kind].template
+        return [part.strip() for part in text.split("\n\n")] if kind in OPENINGS else [text]
+
+    # WAYS TO ASK: each returns a raw answer for each thing, packed scores, None where there is none
+
+    def score_places(
+        self, kind: str, model: LanguageModel, things: Sequence[str]
+    ) -> list[str | None]:
+        """Score all places after each opening that names the thing, [openings * P]."""
+        _check_scores(model)
+        openings = [string.Template(text) for text in self._openings(kind)]
+        prompts = [opening.substitute(thing=thing) for thing in things for opening in openings]
+        lines = model.score(prompts, [f" {place}" for place in self.places])
+        return _pack(_as_table(lines, len(self.places)).reshape(len(things), -1))
+
+    def score_things(self, model: LanguageModel, things: Sequence[str]) -> list[str | None]:
+        """Score the thing after the opening of each place, [P]."""
+        _check_scores(model)
+        prompts = [self.templates["holds"].substitute(place=place) for place in self.places]
+        lines = model.score(prompts, [f" {thing}" for thing in things])
+        return _pack(_as_table(lines, len(things)).T)
+
+    def ask_yes_no(self, model: LanguageModel, things: Sequence[str]) -> list[str | None]:
+        """Ask whether the thing belongs in each place, log-odds of yes [P]."""
+        render = self.templates["yesno"].substitute
+        prompts = [render(thing=thing, place=place) for thing in things for place in self.places]
+        pairs = model.yes_no(prompts)
+        odds = [np.nan if pair is None else pair[0] - pair[1] for pair in pairs]
+        return _pack(np.reshape(odds, (len(things), len(self.places))))
+
+
+def combine(contrast: np.ndarray, *fits: np.ndarray) -> np.ndarray:
+    """Combine scores [T, P] into one, in standard deviations; NaN stays NaN.
+
+    The contrast counts as it is, for some places are tidier than others; of the fits only what
+    neither the thing nor the place brings along, by double centring.
+    """
+    fit = unit(sum(unit(centre(table)) for table in fits))
+    return unit(unit(contrast - mean(contrast)) + FIT_WEIGHT * fit)
+
+
+def _with_pairs(world: World) -> PairsWorld:
+    if not all(hasattr(world, member) for member in ("things", "places", "rules_of")):
+        raise UserError(f"world {world.name} has no pairs: choose another --goal-form")
+    return world
+
+
+def _check_scores(model: LanguageModel) -> None:
+    if not model.can_score:
+        raise UserError(
+            f"{model.name} cannot score places: "
+            "give --pair-scoring yes-no, or --llm-engine transformers for a file"
+        )
+
+
+def _as_table(lines: Sequence[Sequence[float] | None], width: int) -> np.ndarray:
+    """Return lines of scores as float64 [lines, width], NaN for one without an answer."""
+    return np.array([[np.nan] * width if line is None else line for line in lines])
+
+
+def _pack(table: np.ndarray) -> list[str | None]:
+    """Pack the rows of scores [T, n]; one of which too little is known is no answer."""
+    known = (~np.isnan(table)).mean(1)
+    rows = zip(known, table, strict=True)
+    return [pack_scores(row) if share >= LEAST_KNOWN else None for share, row in rows]
