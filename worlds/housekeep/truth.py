@@ -75,7 +75,8 @@ def read_placements(path: str | os.PathLike) -> Truth:
     "living_room|coffee_table". Raises UserError for any other file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, for numpy leaves a broken file open.
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             ranks, objects, places = (
                 file[name] for name in ("ranks", "objects", "room_receptacles")
             )
