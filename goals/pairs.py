@@ -1,10 +1,11 @@
 """The pairs form of asking: once for each thing ever, in which places it belongs.
 
 For worlds in which a goal is sensible because a thing belongs in a place. By the recipe a language
-model scores how likely each place follows opening phrases about tidy keeping, less how likely it
-follows phrases about mess; beside that stands how well place and thing go together, in lists of
-things and their places and in lists of what a place holds. By yes or no it is asked one question
-for each pair, as in the paper. T things, P places, C captions, F facts.
+model scores how well place and thing go together: each place after the thing and a list of things
+and their places, the thing after each place and a list of what places are for, and after the words
+that the place is right for it. Beside that stands how tidy a place is for any thing: how likely it
+follows opening phrases about tidy keeping, less how likely it follows phrases about mess. By yes or
+no it is asked one question for each pair, as in the paper. T things, P places, C captions, F facts.
 """
 
 import os
@@ -25,11 +26,20 @@ from worlds.world import PairsWorld, World
 
 # The placeholders of each prompt file, <world>_pairs_<kind>_v<k>.txt, by the way of scoring.
 PLACEHOLDERS = {
-    "recipe": {"tidy": ("thing",), "mess": ("thing",), "keeps": ("thing",), "holds": ("place",)},
+    "recipe": {
+        "tidy": ("thing",),
+        "mess": ("thing",),
+        "keeps": ("thing",),
+        "holds": ("place",),
+        "suits": ("place",),
+    },
     "yes-no": {"yesno": ("place", "thing")},
 }
 OPENINGS = ("tidy", "mess")  # whose paragraphs are asked each on its own
-FIT_WEIGHT = 0.5  # of how well thing and place go together, beside the contrast of tidy and mess
+ANY_THING = ("thing", "object", "item")  # what the openings are about
+CONTRAST_WEIGHT = 0.2  # of tidy less mess, beside how well thing and place go together
+PLACE_WEIGHT = 0.3  # of how well a place goes with all things, which is else taken off
+BEST_WEIGHT = 0.5  # of a thing's best score, which is taken off, for each thing belongs somewhere
 MOST_PLACES = 2  # in which a thing belongs where the recipe has no threshold
 
 Answers = Callable[..., dict[str, str]]
@@ -86,13 +96,13 @@ class PairsForm:
     def judge(self, answers: Answers, things: Sequence[str]) -> np.ndarray:
         """Ask where things belong; return scores float64 [T, P], NaN where nothing is known.
 
-        By the recipe they are standard deviations over all pairs of these things, by yes or no
-        log-odds.
+        By the recipe as `combine` says, over all pairs of these things; by yes or no log-odds.
         """
         if self.scoring == "yes-no":
             return self._ask("yesno", answers, things)
-        tidy, mess, keeps, holds = (self._ask(kind, answers, things) for kind in self.templates)
-        return combine(tidy - mess, keeps, holds)
+        tidy, mess = (mean(self._ask(kind, answers, ANY_THING), axis=0) for kind in OPENINGS)
+        fits = (kind for kind in self.templates if kind not in OPENINGS)
+        return combine(tidy - mess, *(self._ask(kind, answers, things) for kind in fits))
 
     def choose(self, scores: np.ndarray) -> np.ndarray:
         """Return which scores [T, P] are high enough, bool [T, P]: above a threshold, or best."""
@@ -105,8 +115,9 @@ class PairsForm:
 
     def _ask(self, kind: str, answers: Answers, things: Sequence[str]) -> np.ndarray:
         """Ask in one way; return scores float64 [T, P], the mean over openings."""
-        ways = {"holds": self.score_things, "yesno": self.ask_yes_no}
-        ask = ways.get(kind, partial(self.score_places, kind))
+        of_places = "place" in PLACEHOLDERS[self.scoring][kind]
+        score = partial(self.score_things if of_places else self.score_places, kind)
+        ask = self.ask_yes_no if kind == "yesno" else score
         questions = list(dict.fromkeys(things))
         raw = answers(self.prompts[kind], self.parameters, questions, ask)
         shape = len(self._openings(kind)), len(self.places)
@@ -134,10 +145,12 @@ class PairsForm:
         lines = model.score(prompts, [f" {place}" for place in self.places])
         return _pack(_as_table(lines, len(self.places)).reshape(len(things), -1))
 
-    def score_things(self, model: LanguageModel, things: Sequence[str]) -> list[str | None]:
-        """Score the thing after the opening of each place, [P]."""
+    def score_things(
+        self, kind: str, model: LanguageModel, things: Sequence[str]
+    ) -> list[str | None]:
+        """Score the thing after a text that names each place, [P]."""
         _check_scores(model)
-        prompts = [self.templates["holds"].substitute(place=place) for place in self.places]
+        prompts = [self.templates[kind].substitute(place=place) for place in self.places]
         lines = model.score(prompts, [f" {thing}" for thing in things])
         return _pack(_as_table(lines, len(things)).T)
 
@@ -151,13 +164,16 @@ class PairsForm:
 
 
 def combine(contrast: np.ndarray, *fits: np.ndarray) -> np.ndarray:
-    """Combine scores [T, P] into one, in standard deviations; NaN stays NaN.
+    """Combine a contrast [P] and fits [T, P] into scores, float64 [T, P]; NaN stays NaN.
 
-    The contrast counts as it is, for some places are tidier than others; of the fits only what
-    neither the thing nor the place brings along, by double centring.
+    Of the fits counts what neither the thing nor the place brings along, by double centring, and a
+    share of what the place does. The scores are in standard deviations, each thing's less a share
+    of its best.
     """
-    fit = unit(sum(unit(centre(table)) for table in fits))
-    return unit(unit(contrast - mean(contrast)) + FIT_WEIGHT * fit)
+    centred = (centre(x) + PLACE_WEIGHT * (mean(x, axis=0) - mean(x)) for x in fits)
+    fit = unit(sum(map(unit, centred)))
+    scores = unit(fit + CONTRAST_WEIGHT * unit(contrast - mean(contrast)))
+    return scores - BEST_WEIGHT * np.fmax.reduce(scores, axis=1, keepdims=True)
 
 
 def _with_pairs(world: World) -> PairsWorld:

@@ -11,7 +11,15 @@ from goals.asking import Asker
 from goals.forms import is_answer, make_form
 from goals.language_models import load_language_model
 from goals.packing import pack_scores, unpack_scores
-from goals.pairs import PLACEHOLDERS, PairsForm, combine
+from goals.pairs import (
+    ANY_THING,
+    BEST_WEIGHT,
+    CONTRAST_WEIGHT,
+    PLACE_WEIGHT,
+    PLACEHOLDERS,
+    PairsForm,
+    combine,
+)
 from goals.prompts import prompt_hashes
 from goals.recipes import Recipe
 from goals.rules import hash_texts
@@ -28,8 +36,8 @@ from worlds.world import PROMPTS, mask_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 HOME = {"cup": "shelf", "hat": "hook", "soap": "sink", "sock": "shelf"}
-RECIPE = Recipe(0.0, 0.0, 0.0, pair_threshold=0.5)
-NUM_OPENINGS = 6
+RECIPE = Recipe(0.0, 0.0, 0.0, pair_threshold=0.0)
+NUM_OPENINGS = 4
 
 
 def likely(prompt, candidate):
@@ -39,7 +47,7 @@ def likely(prompt, candidate):
     thing = next((thing for thing in THINGS if thing in question), candidate.strip())
     is_mess = any(word in question for word in ("not", "strange", "mistake", "wrong", "mess!"))
     is_mess |= "Nothing is in its place" in question
-    return -len(place) - len(thing) + 4.0 * (HOME[thing] == place) * (not is_mess)
+    return -len(place) - len(thing) + 4.0 * (HOME.get(thing) == place) * (not is_mess)
 
 
 def knows(prompt):
@@ -74,16 +82,17 @@ RIGHT = np.array([[HOME[thing] == place for place in PLACES] for thing in THINGS
             "tidy",
             {"thing": "cup"},
             "Everything is in its place: you find the cup in the",
-            "884f93d5a7157507",
+            "9350f10ffc424a8d",
         ),
         (
             "mess",
             {"thing": "cup"},
             "Nothing is in its place: the cup lies in the",
-            "b8e42d85f96b9ad9",
+            "7cc011229a598cc1",
         ),
-        ("keeps", {"thing": "cup"}, "cup:", "fc8a086aa6c52351"),
-        ("holds", {"place": "shelf"}, "shelf:", "285bebc6cdfef7f8"),
+        ("keeps", {"thing": "cup"}, "The cup goes in the", "629e98c31d0795bd"),
+        ("holds", {"place": "shelf"}, "In the shelf goes the", "ecddcb06d5e43778"),
+        ("suits", {"place": "shelf"}, "The shelf is the right place for the", "3449abbd8220beec"),
         ("yesno", {"thing": "cup", "place": "shelf"}, "The cup: in the shelf?", "655951263e4eb5e4"),
     ],
 )
@@ -109,7 +118,7 @@ def test_examples_are_of_no_object_or_place_that_is_judged():
     judged = table.split > SPLITS.index("train")
     names = [name for name, is_in in zip(table.objects, judged, strict=True) if is_in]
     names += [table.places[i] for i in np.flatnonzero(table.belongs[judged].any(0))]
-    for kind in ("keeps", "holds", "yesno"):
+    for kind in ("tidy", "mess", "keeps", "holds", "suits", "yesno"):
         text = (PROMPTS / f"housekeep_pairs_{kind}_v1.txt").read_text().lower()
         assert [n for n in names if re.search(rf"\b{re.escape(n.lower())}\b", text)] == []
 
@@ -118,9 +127,9 @@ def test_both_lists_show_the_same_pairs():
     keeps, holds = (
         (PROMPTS / f"housekeep_pairs_{kind}_v1.txt").read_text() for kind in ("keeps", "holds")
     )
-    shown = re.findall(r"\n(.*): (.*)(?=\n)", keeps)
+    shown = re.findall(r"The (.*) goes in the (.*)\.", keeps)
     assert len(shown) >= 12
-    assert [pair[::-1] for pair in re.findall(r"\n(.*): (.*)(?=\n)", holds)] == shown
+    assert [pair[::-1] for pair in re.findall(r"In the (.*) goes the (.*)\.", holds)] == shown
 
 
 def test_missing_prompts_are_named(tmp_path):
@@ -137,14 +146,17 @@ def test_each_thing_is_asked_about_once_ever(store):
     model = ScriptedModel(knows, likely)
     form = prepared(store, model)
     assert form.parameters == {"form": "pairs", "places": hash_texts(PLACES)}
-    # Openings of each thing, one list for each thing, one for each place.
-    assert len(model.asked) == 4 * (2 * NUM_OPENINGS + 1) + 3
-    assert set(form.prompts) == {"tidy", "mess", "keeps", "holds"} and form.known == 1.0
+    # Openings of anything, one list for each thing, a list and a text for each place.
+    assert len(model.asked) == len(ANY_THING) * 2 * NUM_OPENINGS + 4 + 2 * 3
+    assert set(form.prompts) == {"tidy", "mess", "keeps", "holds", "suits"} and form.known == 1.0
     rows = {(row.prompt, row.question): row.answer for row in store.rows()}
-    assert len(rows) == 4 * 4 and {question for _, question in rows} == set(THINGS)
+    assert len(rows) == 2 * len(ANY_THING) + 3 * len(THINGS)
     for kind, prompt in form.prompts.items():
-        size = len(PLACES) * (NUM_OPENINGS if kind in ("tidy", "mess") else 1)
-        assert unpack_scores(rows[prompt, "hat"]).shape == (size,)
+        of_any = kind in ("tidy", "mess")
+        asked = {question for answered, question in rows if answered == prompt}
+        assert asked == set(ANY_THING if of_any else THINGS)
+        size = len(PLACES) * (NUM_OPENINGS if of_any else 1)
+        assert {unpack_scores(rows[prompt, question]).size for question in asked} == {size}
     assert unpack_scores(rows[form.prompts["holds"], "hat"]).tolist() == [-8.0, -3.0, -7.0]
     asked = len(model.asked)
     again = prepared(store, model)
@@ -163,7 +175,7 @@ def test_another_thing_asks_no_more_than_itself(store, monkeypatch):
         prompt.replace("ring", "hat"), candidate.replace("ring", "hat")
     )
     form = prepared(store, model)
-    assert len(model.asked) - asked == 2 * NUM_OPENINGS + 1 + 3
+    assert len(model.asked) - asked == 1 + 2 * 3
     assert form.belongs[[0, 4, 5]].tolist() == [*RIGHT[[0, 0]].tolist(), RIGHT[1].tolist()]
 
 
@@ -205,22 +217,34 @@ def test_what_can_be_used_of_an_answer():
 def test_a_model_that_knows_the_house_is_believed(store):
     form = prepared(store, ScriptedModel(knows, likely))
     assert form.belongs.tolist() == form.plausible.tolist() == RIGHT.tolist()
-    assert form.scores.shape == (4, 3) and form.scores.std() == pytest.approx(1.0)
+    assert form.scores.shape == (4, 3) and form.scores[RIGHT].min() > form.scores[~RIGHT].max()
 
 
 def test_the_fit_is_what_neither_thing_nor_place_brings_along():
     rng = np.random.default_rng(0)
-    contrast, fit = rng.normal(size=(5, 4)), rng.normal(size=(5, 4))
-    shifted = fit + rng.normal(size=(5, 1)) + rng.normal(size=(1, 4))
-    np.testing.assert_allclose(combine(contrast, shifted), combine(contrast, fit))
-    assert np.abs(combine(contrast + 3.0, fit) - combine(contrast, fit)).max() < 1e-12
-    # By hand: a contrast of spread one, and a fit without any information.
-    table = np.array([[1.0, -1.0], [1.0, -1.0]])
-    np.testing.assert_allclose(combine(table, 7.0 + table), table)
-    # A fit alone, half as heavy as the contrast, decides where the contrast does not.
-    cross = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    expected = (table + 0.5 * cross) / np.sqrt(1.25)
-    np.testing.assert_allclose(combine(table, cross, 2 * cross), expected)
+    contrast, fit = rng.normal(size=4), rng.normal(size=(5, 4))
+    np.testing.assert_allclose(
+        combine(3.0 + contrast, fit + rng.normal(size=(5, 1))), combine(contrast, fit)
+    )
+    # By hand: a fit of spread one, asked in two ways, and a contrast of spread one beside it.
+    cross, places = np.array([[1.0, -1.0], [-1.0, 1.0]]), np.array([1.0, -1.0])
+    both = (cross + CONTRAST_WEIGHT * places) / np.sqrt(1 + CONTRAST_WEIGHT**2)
+    expected = both - BEST_WEIGHT * both.max(1, keepdims=True)
+    np.testing.assert_allclose(combine(np.array([2.0, 0.0]), cross, 2 * cross), expected)
+    # A place that goes well with all things does so less.
+    both = (cross + PLACE_WEIGHT * places) / np.sqrt(1 + PLACE_WEIGHT**2)
+    expected = both - BEST_WEIGHT * both.max(1, keepdims=True)
+    np.testing.assert_allclose(combine(np.zeros(2), cross + places), expected)
+    # A fit without any information, and a contrast that nobody was asked of.
+    expected = places - BEST_WEIGHT
+    np.testing.assert_allclose(combine(np.array([2.0, 0.0]), 7.0 + 0 * cross)[0], expected)
+    np.testing.assert_allclose(combine(np.zeros(2), cross), cross - BEST_WEIGHT)
+
+
+def test_what_is_not_known_takes_nothing_from_the_rest():
+    fit = np.array([[2.0, 0.0, np.nan], [np.nan] * 3, [0.0, 2.0, 1.0]])
+    scores = combine(np.zeros(3), fit)
+    np.testing.assert_array_equal(np.isnan(scores), np.isnan(fit))
 
 
 def test_without_a_threshold_the_best_two_places_count(store):
@@ -255,7 +279,7 @@ def test_an_answer_of_which_too_little_is_known_is_none():
     model = ScriptedModel()
     model.score = lambda prompts, candidates: [None for _ in prompts]
     assert PairsForm(Room()).score_places("tidy", model, ["cup"]) == [None]
-    assert PairsForm(Room()).score_things(model, ["cup", "hat"]) == [None, None]
+    assert PairsForm(Room()).score_things("holds", model, ["cup", "hat"]) == [None, None]
 
 
 # A run
@@ -311,7 +335,7 @@ def test_nothing_recorded_is_one_line(tmp_path, monkeypatch):
         goal_form="pairs", llm="nobody", resolve="replay", store=str(tmp_path / "own.sqlite")
     )
     service = GoalService(Room(), args)
-    with pytest.raises(UserError, match="no stored answer of nobody for 4 question") as caught:
+    with pytest.raises(UserError, match="no stored answer of nobody for 3 question") as caught:
         service.prepare()
     assert "\n" not in str(caught.value)
     service.close()

@@ -15,7 +15,7 @@ class Room(ToyWorld):
     """
 
     name, prompts = "housekeep", PROMPTS
-    recipes = {"": dict(ToyWorld.recipes[""], pair_threshold=0.5)}
+    recipes = {"": dict(ToyWorld.recipes[""], pair_threshold=0.0)}
     things, places = THINGS, PLACES
     own = THINGS[:2]
     facts = tuple(f"{thing} in {place}" for thing in own for place in PLACES)
