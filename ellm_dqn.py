@@ -401,18 +401,21 @@ def reward_step(
     suggested: jax.Array,
     achieved: jax.Array,
     captions: jax.Array,
+    wrong_reward: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Reward one step (section 3 of the paper); return also what is achieved after it, [N, G].
 
     r = max s(g, c) over goals g suggested for the scene before the step, new in the episode and
     with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c. With a goal its
-    aliases are achieved, suggested or not.
+    aliases are achieved, suggested or not. A caption that no suggested goal matches is wrong.
     suggested, achieved: [N, G] bool; captions: [N] int32.
     """
     similarity = tables.similarity.T[captions]
     chex.assert_equal_shape([suggested, achieved, similarity])
-    reached = suggested & ~achieved & (similarity > threshold)
+    matched = suggested & (similarity > threshold)
+    reached = matched & ~achieved
     rewards = jnp.max(jnp.where(reached, similarity, 0.0), axis=-1)
+    rewards += wrong_reward * ((captions > 0) & ~matched.any(-1))
     aliases = tables.names.T[captions] & reached.any(-1, keepdims=True)
     return rewards, achieved | reached | aliases
 
@@ -430,8 +433,8 @@ def ellm_rewards(
             suggested = unpack_bits(packed)
         else:
             suggested = suggest(args, world, tables, None, None, scenes)
-        threshold = args.similarity_threshold
-        rewards, achieved = reward_step(tables, threshold, suggested, achieved, captions)
+        threshold, wrong = args.similarity_threshold, args.wrong_reward
+        rewards, achieved = reward_step(tables, threshold, suggested, achieved, captions, wrong)
         return achieved & ~done[:, None], rewards
 
     done = rollout.terminated | rollout.truncated
@@ -759,7 +762,9 @@ def act(
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
     names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
-    rewards, achieved = reward_step(tables, threshold, suggested, moment.achieved, names)
+    rewards, achieved = reward_step(
+        tables, threshold, suggested, moment.achieved, names, args.wrong_reward
+    )
     shown = {
         "scene": scenes,
         "suggested": suggested,

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.origin import RESULTS, ROOT
-from benchmarks.pretraining import BIN, METHODS, ROWS, Group, read_rows
+from benchmarks.pretraining import BIN, HOUSES, IN_HOUSES, METHODS, ROWS, Group, read_rows
 from lab.cli import run_cli
 from lab.errors import UserError
 from lab.plots import (
@@ -209,8 +209,13 @@ def of_group(methods: Methods, *groups: Group) -> list[str]:
 
 
 def scores(rows: Rows) -> np.ndarray:
-    """Return the final achievements per episode of each seed, [S]."""
-    return np.array([row["final"]["achievements_per_episode"] for row in rows])
+    """Return the final score of each seed, per episode, [S]."""
+    return np.array([row["final"][score_of(row)] for row in rows])
+
+
+def score_of(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's score; old rows, all of Crafter, do not say it."""
+    return row.get("score", "achievements_per_episode")
 
 
 def mean_of(rows: Rows, part: str, key: str) -> float | None:
@@ -316,6 +321,24 @@ def standard_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(heads, [cells for *_, cells in lines]) if rows else NOT_RUN
 
 
+def houses_table(methods: Methods) -> str:
+    """Return the final success in each house, mean over seeds, the best method first."""
+    lines = []
+    for name in IN_HOUSES:
+        found = [methods.get(f"house{task}-{name}", []) for task in HOUSES]
+        means = [scores(rows).mean() if rows else None for rows in found]
+        if any(found):
+            played = [mean_of(rows, "evaluation", "success_per_episode") for rows in found if rows]
+            numbers = sorted({len(rows) for rows in found if rows})
+            mean = np.mean([mean for mean in means if mean is not None])
+            cells = [f"`{name}`", " or ".join(map(str, numbers))]
+            cells += [_number(value, 2) for value in (*means, mean, np.mean(played))]
+            lines.append((mean, cells))
+    heads = ("method", "seeds", *(f"task {task}" for task in HOUSES), "mean", "evaluation")
+    lines.sort(key=lambda line: -line[0])
+    return markdown(heads, [cells for _, cells in lines]) if lines else NOT_RUN
+
+
 def claims_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Return what `compare` found."""
     lines = [
@@ -350,7 +373,9 @@ def accelerator_table(files: Iterable[Path]) -> str:
     return markdown(heads, lines) if lines else NOT_RUN
 
 
-def all_tables(table: Mapping[str, Any], accelerators: Iterable[Path]) -> dict[str, str]:
+def all_tables(
+    table: Mapping[str, Any], accelerators: Iterable[Path], houses: Methods
+) -> dict[str, str]:
     """Return every table that a page may ask for, by name."""
     groups = {group: [] for group in get_args(Group)}
     for row in table["methods"]:
@@ -361,12 +386,13 @@ def all_tables(table: Mapping[str, Any], accelerators: Iterable[Path]) -> dict[s
         "standard": standard_table(groups["standard"]),
         "claims": claims_table(table["comparisons"]),
         "accelerator": accelerator_table(accelerators),
+        "housekeep": houses_table(houses),
     }
 
 
 def table_page(table: Mapping[str, Any]) -> str:
     """Return table.md: a section for each group that has rows, the claims and the notes."""
-    tables, parts = all_tables(table, ()), ["# Final results\n"]
+    tables, parts = all_tables(table, (), {}), ["# Final results\n"]
     for group in get_args(Group):
         steps = [row["total_timesteps"] for row in table["methods"] if row["group"] == group]
         if steps:
@@ -427,7 +453,7 @@ def style(name: str) -> dict[str, Any]:
 
     A DQN twin is dashed; a run of other length, observation or regime looks like the usual one.
     """
-    base = name.removeprefix("pixels-").removeprefix("standard-").removesuffix("-5m")
+    base = re.sub(r"^(pixels|standard|house\d)-", "", name).removesuffix("-5m")
     colour, dashes = STYLES[base.removeprefix("dqn-")]
     dashes = 1 if base.startswith("dqn-") else dashes
     return {"color": COLOURS[colour], "linestyle": DASHES[dashes]}
@@ -438,7 +464,7 @@ def smoothed_curves(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     series = []
     for row in rows:
         curve = row["curve"]
-        points = zip(curve["env_steps"], curve["achievements_per_episode"], strict=True)
+        points = zip(curve["env_steps"], curve[score_of(row)], strict=True)
         series.append(np.array([(step, value) for step, value in points if value is not None]))
     start, end = max(line[0, 0] for line in series), min(line[-1, 0] for line in series)
     at = np.linspace(start, end, POINTS)
@@ -457,16 +483,18 @@ def draw_curves(axes: Axes, methods: Methods, names: Iterable[str], title: str) 
             axes.fill_between(steps, *band, color=style(name)["color"], alpha=0.13, linewidth=0)
         (line,) = axes.plot(steps, iqm(curves), **style(name), linewidth=1.8)
         handles.append((float(iqm(scores(methods[name]))), name, line))
+        score = score_of(methods[name][0])
     numbers = sorted({len(methods[name]) for _, name, _ in handles})
     seeds = "one seed"
     if numbers != [1]:
         seeds = f"IQM and 95% interval over {' or '.join(map(str, numbers))} seeds"
     finish_axes(axes, f"{title} ({seeds})")
-    axes.set_ylabel("achievements per episode", color=INK)
+    axes.set_ylabel(score.replace("_", " "), color=INK)
     handles.sort(key=lambda handle: -handle[0])
+    digits = 1 if score == "achievements_per_episode" else 2
     axes.legend(
         [line for _, _, line in handles],
-        [f"{value:.1f}  {name}" for value, name, _ in handles],
+        [f"{value:.{digits}f}  {name}" for value, name, _ in handles],
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
         frameon=False,
@@ -538,6 +566,12 @@ def draw_all(methods: Methods, folder: Path) -> None:
         ("pixels", "From pixels"),
     ):
         picture(methods, {title: of_group(methods, group)}, folder / f"{group}.png")
+    names = of_group(methods, "housekeep")
+    houses = {
+        f"Housekeep, task {task}": [name for name in names if name.startswith(f"house{task}-")]
+        for task in HOUSES
+    }
+    picture(methods, houses, folder / "housekeep.png")
     shown = {name: methods[name] for name in of_group(methods, "ppo", "dqn", "standard", "long")}
     if shown:
         success_rates(shown, folder / "success_rates.png")
@@ -548,9 +582,11 @@ def main(args: Args) -> None:
     methods = by_method(read_rows(args.results))
     if not methods:
         raise UserError(f"no rows in {args.results / ROWS}: run benchmarks.pretraining first")
+    houses = of_group(methods, "housekeep")
+    others = {name: rows for name, rows in methods.items() if name not in houses}
     table = {
         "notes": list(NOTES),
-        "methods": [summarise(name, rows) for name, rows in methods.items()],
+        "methods": [summarise(name, rows) for name, rows in others.items()],
         "comparisons": compare(methods),
     }
     write_json(args.results / "table.json", table)
@@ -560,7 +596,8 @@ def main(args: Args) -> None:
     if pages is None and args.results.resolve() == RESULTS / "pretraining":
         pages = ROOT
     if pages is not None:
-        tables = all_tables(table, RESULTS.glob("accelerator*.json"))
+        accelerators = RESULTS.glob("accelerator*.json")
+        tables = all_tables(table, accelerators, {name: methods[name] for name in houses})
         for page in (pages / "README.md", *sorted((pages / "docs").glob("*.md"))):
             fill_tables(page, tables)
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,6 +29,7 @@ from filelock import FileLock, Timeout
 from benchmarks.origin import RESULTS, ROOT, machine
 from lab.cli import run_cli
 from lab.errors import UserError
+from lab.metrics import score_key
 from lab.ranges import Ranged, Seed
 from lab.run import SUMMARY, read_config, read_json, read_metrics, write_text
 
@@ -39,9 +41,14 @@ REPORTED = (  # of summary.json
     "steps_without_answer",
 )
 
-Group = Literal["ppo", "dqn", "standard", "pixels", "long"]
-LAST: tuple[Group, ...] = ("pixels", "long")  # groups that begin when all others are done
+Group = Literal["ppo", "dqn", "standard", "housekeep", "pixels", "long"]
+LAST: tuple[Group, ...] = (
+    "housekeep",
+    "pixels",
+    "long",
+)  # groups that begin when all others are done
 MILLION = 1_000_000
+HOUSE_STEPS = 4 * MILLION
 
 
 class Method(NamedTuple):
@@ -109,6 +116,24 @@ METHODS = {  # in the order of their worth
     "oracle-5m": Method("long", (PPO, *ORACLE), (1,), 5 * MILLION),
     "ellm-5m": Method("long", (PPO,), (1,), 5 * MILLION),
 }
+HOUSES = ("1", "2", "3", "4")  # the tasks of Housekeep
+IN_HOUSES = {
+    "oracle": (PPO, *ORACLE),
+    "ellm": (PPO,),
+    "novelty": (PPO, *NOVELTY),
+    "ellm-270m": (PPO, *GEMMA, "--resolve", "replay"),
+    "game": ("-m", "baselines.ppo"),
+    "uniform": (PPO, "--goal-source", "uniform"),
+    "rnd": ("-m", "baselines.ppo_rnd"),
+    "apt": ("-m", "baselines.ppo_apt"),
+}
+METHODS |= {
+    f"house{task}-{name}": Method(
+        "housekeep", (*command, "--env", "housekeep", "--task", task), (1, 2, 3, 4, 5), HOUSE_STEPS
+    )
+    for name, command in IN_HOUSES.items()
+    for task in HOUSES
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,29 +189,29 @@ def mean(lines: Lines, get: Callable[[Mapping[str, Any]], float]) -> float | Non
     return sum(get(line) * line["episodes"] for line in ended) / episodes if episodes else None
 
 
-def learning_curve(lines: Lines) -> dict[str, list[float | None]]:
-    """Return means over bins of `BIN` env steps; "env_steps" are the bins' ends."""
+def learning_curve(lines: Lines, score: str) -> dict[str, list[float | None]]:
+    """Return means of a score over bins of `BIN` env steps; "env_steps" are the bins' ends."""
     ends = range(BIN, lines[-1]["env_steps"] + BIN, BIN)
     bins = [[line for line in lines if end - BIN < line["env_steps"] <= end] for end in ends]
-    means = [mean(inside, _achievements) for inside in bins]
-    return {"env_steps": list(ends), "achievements_per_episode": means}
+    means = [mean(inside, itemgetter(score)) for inside in bins]
+    return {"env_steps": list(ends), score: means}
 
 
-def final(lines: Lines) -> dict[str, Any]:
+def final(lines: Lines, score: str) -> dict[str, Any]:
     """Return means over the episodes that ended in the last `FINAL` of the run."""
     window = [line for line in lines if line["env_steps"] > (1 - FINAL) * lines[-1]["env_steps"]]
     names = next((line["success_rates"] for line in lines if line["episodes"]), {})
     rates = {
         name: mean(window, lambda line, name=name: line["success_rates"][name]) for name in names
     }
-    return {"achievements_per_episode": mean(window, _achievements), "success_rates": rates}
+    return {score: mean(window, itemgetter(score)), "success_rates": rates}
 
 
 def make_row(name: str, seed: int, run_dir: Path) -> dict[str, Any]:
     """Return all that is kept of a finished run."""
     method, summary = METHODS[name], read_json(run_dir / SUMMARY)
     config, lines = read_config(run_dir), read_metrics(run_dir)
-    steps = config["arguments"]["total_timesteps"]
+    steps, score = config["arguments"]["total_timesteps"], score_key(config["score_name"])
     command = ["python", *method.command, "--seed", str(seed), "--total-timesteps", str(steps)]
     row = {
         "method": name,
@@ -195,8 +220,9 @@ def make_row(name: str, seed: int, run_dir: Path) -> dict[str, Any]:
         "learner": learner(method.command),
         "command": shlex.join(command),
         "total_timesteps": steps,
-        "curve": learning_curve(lines),
-        "final": final(lines),
+        "score": score,
+        "curve": learning_curve(lines, score),
+        "final": final(lines, score),
         **{key: summary[key] for key in REPORTED if key in summary},
         "git_commit": config["git_commit"],
         "git_dirty": config["git_dirty"],
@@ -280,8 +306,8 @@ def run(name: str, seed: int, args: Args) -> bool:
                 return False
         row = make_row(name, seed, run_dir)
         append_row(row, args.results)
-        score = row["final"]["achievements_per_episode"]
-        print(f"{run_name}: {score} achievements per episode", flush=True)
+        said = row["score"].replace("_", " ")
+        print(f"{run_name}: {row['final'][row['score']]} {said}", flush=True)
     return True
 
 
@@ -290,11 +316,6 @@ def main(args: Args) -> None:
     worked = [run(name, seed, args) for name, seed in plan(args)]
     if not all(worked):
         sys.exit(1)
-
-
-def _achievements(line: Mapping[str, Any]) -> float:
-    """Return a line's achievements per episode."""
-    return line["achievements_per_episode"]
 
 
 def _rounded(value: Any) -> Any:

@@ -16,6 +16,7 @@ from benchmarks.pretraining import final, mean
 from lab.cli import run_cli
 from lab.run import SUMMARY, read_config, read_json, read_metrics, write_json
 
+SCORE = "achievements_per_episode"
 SHARED = ("--gamma", "0.97", "--policy-temperature", "0.03", "--learning-rate", "1e-3")
 BASE = {
     "ppo": ["--learning-rate", "3e-4", "--total-timesteps", "1000000"],
@@ -97,7 +98,7 @@ def row(learner: str, run_dir: Path) -> dict[str, Any]:
         "name": run_dir.name,
         **{field: arguments[field] for field in FIELDS[learner] if field in arguments},
         "env_steps": steps,
-        "final": round(final(lines)["achievements_per_episode"], 2),
+        "final": round(final(lines, SCORE)[SCORE], 2),
         "achievements_per_episode_by_tenths": curve,
         "sps": round(read_json(run_dir / SUMMARY)["sps"]),
         "git_commit": config["git_commit"],

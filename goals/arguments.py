@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import jax
 
 from goals.sentence_encoder import CARRIED_NAME
-from lab.ranges import Cosine, Count, CountOrNone, Weight
+from lab.ranges import Cosine, Count, CountOrNone, Penalty, Weight
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class GoalArgs(TextArgs):
     """cosine above which a caption fulfils a goal (the paper's T)"""
     extrinsic_coef: Weight = 0.0
     """weight of the game's own reward beside the goals'"""
+    wrong_reward: Penalty = 0.0
+    """reward of a step that has a caption, but that of no suggested goal; housekeep: -0.1"""
     uniform_goals: Count = 5
     """goals drawn at each step by --goal-source uniform"""
     grounding: bool = False

@@ -15,6 +15,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from lab.errors import LastStepError, UserError
+from worlds import world_defaults
 
 Preset = Callable[[Any], Mapping[str, Any]]  # from arguments to the defaults their preset changes
 SWITCH_WORDS = {"true": True, "yes": True, "on": True, "1": True}
@@ -80,16 +81,20 @@ def read_switches(args_class: type, words: Sequence[str]) -> list[str]:
 
 
 def parse(args_class: type, preset: Preset | None = None, argv: Sequence[str] | None = None) -> Any:
-    """Return the arguments of the command line over the defaults of their preset.
+    """Return the arguments of the command line over the defaults of their world and their preset.
 
     argv: the command line, by default the process's own. What is given there explicitly holds.
     """
     words = read_switches(args_class, sys.argv[1:] if argv is None else argv)
     args = tyro.cli(args_class, args=words, registry=NUMBERS)
-    defaults = preset(args) if preset is not None else {}
+    if preset is None:
+        return args
+    names = {field.name for field in dataclasses.fields(args_class)}
+    of_world = {key: value for key, value in world_defaults(args).items() if key in names}
+    defaults = of_world | preset(args)
     if not defaults:
         return args
-    default = dataclasses.replace(args_class(), preset=args.preset, **defaults)
+    default = dataclasses.replace(args_class(), env=args.env, preset=args.preset, **defaults)
     return tyro.cli(args_class, args=words, default=default, registry=NUMBERS)
 
 

@@ -24,6 +24,7 @@ BACKGROUND, RULE = (22, 25, 31), (46, 51, 61)
 TEXT, FAINT = (232, 234, 238), (134, 141, 153)
 GREEN, GREEN_DARK, GOLD = (112, 214, 140), (31, 69, 48), (245, 196, 94)
 GAME_COLOURS, RAMP = 48, 4  # of the palette; from the background to each text colour
+EXACT_COLOURS = 128  # a game of so few has all of its own in the palette
 UNCHANGED = 255  # the palette's index that leaves a pixel as it was
 NOISE_COLOURS, NOISE = 600, 32  # a picture of more colours is noisy: differences smoothed there
 
@@ -174,9 +175,11 @@ def _make_palette(frames: Sequence[Frame]) -> Image.Image:
                 colours[tuple(round(g + part * (i - g)) for g, i in pairs)] = None
     chosen = [np.asarray(_smooth(frame.image)) for frame in frames[:: max(1, len(frames) // 48)]]
     montage = Image.fromarray(np.concatenate(chosen))
-    # This method keeps rare colours.
-    reduced = montage.quantize(colors=GAME_COLOURS, method=Image.Quantize.FASTOCTREE)
-    for _, colour in reduced.convert("RGB").getcolors():
+    found = montage.getcolors(EXACT_COLOURS)
+    if found is None:  # this method keeps rare colours
+        reduced = montage.quantize(colors=GAME_COLOURS, method=Image.Quantize.FASTOCTREE)
+        found = reduced.convert("RGB").getcolors()
+    for _, colour in found:
         colours[colour] = None
     palette = Image.new("P", (1, 1))
     palette.putpalette([part for colour in colours for part in colour])

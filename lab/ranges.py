@@ -33,6 +33,7 @@ SomeShare = Annotated[float, Range(1e-6, 1)]
 Cosine = Annotated[float, Range(-1, 0.999999)]  # above which a cosine, at most 1, counts
 StepSize = Annotated[float, Range(0, 1)]  # Adam's
 Weight = Annotated[float, Range(0, LARGE)]
+Penalty = Annotated[float, Range(-1_000, 0)]
 Positive = Annotated[float, Range(1 / LARGE, LARGE)]
 
 

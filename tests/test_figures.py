@@ -17,7 +17,7 @@ from worlds.crafter.words import ACHIEVEMENTS
 
 PICTURES = {
     *("curves.png", "dqn.png", "standard.png", "long.png", "pixels.png"),
-    "success_rates.png",
+    *("success_rates.png", "housekeep.png"),
 }
 
 # ---- statistics
@@ -60,6 +60,8 @@ def test_difference_of_means_by_hand():
 def synthetic_row(name, seed):
     """Return a row that looks like a run's; the score of "oracle" with seed 1 is 4.6."""
     method, score = METHODS[name], 3.0 + len(name) / 10 + seed
+    is_house = method.group == "housekeep"
+    key = "success_per_episode" if is_house else "achievements_per_episode"
     steps = list(range(20_000, method.total_timesteps + 1, 20_000))
     curve = [None if seed == 2 and step == 20_000 else score * step / steps[-1] for step in steps]
     row = {
@@ -68,22 +70,22 @@ def synthetic_row(name, seed):
         "seed": seed,
         "total_timesteps": method.total_timesteps,
         "sps": 100.0,
-        "curve": {"env_steps": steps, "achievements_per_episode": curve},
+        "curve": {"env_steps": steps, key: curve},
         "final": {
-            "achievements_per_episode": score,
+            key: score,
             "success_rates": dict.fromkeys(ACHIEVEMENTS, score / 22),
         },
     }
     if name != "random":  # a run without evaluation
         row["evaluation"] = {
-            "achievements_per_episode": score,
+            key: score,
             "achievements_standard_error": 0.3,
             "episode_return": score - 1,
             "percent_of_max": 100 * (score - 1) / 22,
             "crafter_score": 10.0 + seed,
         }
         row["first_million"] = {"crafter_score": 5.0 + seed}
-    return row
+    return row | {"score": key} if is_house else row
 
 
 def write_rows(folder, names, most_seeds):
@@ -110,7 +112,8 @@ def test_everything_is_drawn(tmp_path, most_seeds):
     assert pictures == PICTURES
     for picture in pictures:
         assert len(Image.open(tmp_path / picture).convert("L").getcolors()) > 50
-    assert [row["method"] for row in table["methods"]] == list(METHODS)
+    others = [name for name in METHODS if METHODS[name].group != "housekeep"]
+    assert [row["method"] for row in table["methods"]] == others
     row, scores = table["methods"][0], [3.6 + seed for seed in range(1, most_seeds + 1)]
     assert row["seeds"] == list(range(1, most_seeds + 1)) and row["number_of_seeds"] == most_seeds
     assert row["iqm"] == row["mean"] == pytest.approx(np.mean(scores))
@@ -244,3 +247,15 @@ def test_accelerators_are_tabulated(tmp_path):
         "| gpu: X1 | 1,024 | 9,000 |  |  |  |  /  | 1.5 GiB |",
     ]
     assert json.loads((tmp_path / "accelerator.json").read_text())["rows"] == rows
+
+
+def test_houses_are_tabulated_by_task():
+    """Scores are 3 + letters / 10 + seed: of house1-oracle (13 letters) 5.3 and 6.3."""
+    assert figures.houses_table({}) == "Not yet run."
+    names = ("house1-oracle", "house3-oracle", "house1-ellm")
+    methods = {name: [synthetic_row(name, seed) for seed in (1, 2)] for name in names}
+    methods["house3-oracle"].pop()
+    assert figures.houses_table(methods).splitlines()[2:] == [
+        "| `ellm` | 2 | 5.60 |  |  |  | 5.60 | 5.60 |",
+        "| `oracle` | 1 or 2 | 5.80 |  | 5.30 |  | 5.55 | 5.55 |",
+    ]

@@ -43,6 +43,7 @@ def write_run(run_dir, lines, **summary):
     run_dir.mkdir(parents=True, exist_ok=True)
     arguments = {"total_timesteps": 100_000}
     config = {"arguments": arguments, "git_commit": "ab12", "git_dirty": False}
+    config["score_name"] = "achievements"
     write_json(run_dir / "config.json", config)
     summary = {"sps": 9000.00001, "wall_seconds": 12.0, "compile_seconds": 3.0, **summary}
     write_json(run_dir / "summary.json", summary)
@@ -126,12 +127,14 @@ def test_key_methods_come_first_seed_by_seed_and_the_slow_groups_last():
     methods = pretraining.METHODS
     assert len(runs) == sum(len(method.seeds) for method in methods.values())
     assert runs[: len(KEY_METHODS)] == [(name, 1) for name in KEY_METHODS]
-    last = [(name, 1) for name in methods if methods[name].group in ("pixels", "long")]
-    assert runs[-len(last) :] == last
-    rest = runs[: -len(last)]
+    is_last = [methods[name].group in pretraining.LAST for name, _ in runs]
+    assert is_last == sorted(is_last) and any(is_last)
+    rest = runs[: is_last.index(True)]
     by_seed = [[name for name, number in rest if number == seed] for seed in (1, 2, 3)]
-    assert [seed for _, seed in rest] == sorted(seed for _, seed in rest)
-    assert by_seed[0] == by_seed[1] == by_seed[2] == list(methods)[: -len(last)]
+    for part in (rest, runs[len(rest) :]):
+        assert [seed for _, seed in part] == sorted(seed for _, seed in part)
+    names = [name for name in methods if methods[name].group not in pretraining.LAST]
+    assert by_seed[0] == by_seed[1] == by_seed[2] == names
 
 
 def test_groups_and_seeds_are_chosen():

@@ -1,12 +1,17 @@
 """Worlds an agent lives in: a JAX environment and its words."""
 
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 from lab.errors import UserError
 from worlds.frames import FrameStack
 from worlds.world import World, WorldArgs
 
-WORLDS = {"crafter": "worlds.crafter.world:Crafter"}  # imported when asked for
+WORLDS = {  # imported when asked for
+    "crafter": "worlds.crafter.world:Crafter",
+    "housekeep": "worlds.housekeep.world:Housekeep",
+}
 MEMBERS = tuple(name for name in vars(World) if not name.startswith("_"))  # of the contract
 
 
@@ -15,10 +20,7 @@ def make_world(args: WorldArgs) -> World:
 
     Raises UserError for a name or an option that is unknown, and for a class that is no world.
     """
-    if args.env not in WORLDS and ":" not in args.env:
-        known = ", ".join(sorted(WORLDS))
-        raise UserError(f"unknown --env {args.env!r}; known: {known}, or package.module:Class")
-    world_class = _import(args.env, WORLDS.get(args.env, args.env))
+    world_class = _find(args.env)
     if not hasattr(world_class, "from_args"):
         raise UserError(f"--env {args.env}: the class has no from_args (see worlds/world.py)")
     world = world_class.from_args(args)
@@ -28,6 +30,25 @@ def make_world(args: WorldArgs) -> World:
         raise UserError(f"--env {args.env} is no world, it lacks {lacks} (see worlds/world.py)")
     # Grey frames, [H, W], are the only observations of two axes.
     return FrameStack(world) if len(world.observation_shape) == 2 else world
+
+
+def world_defaults(args: WorldArgs) -> Mapping[str, Any]:
+    """Return what arguments are by default in the world that `args.env` names.
+
+    Raises UserError for a class that cannot be imported.
+    """
+    return getattr(_find(args.env), "defaults", {}) if _is_known(args.env) else {}
+
+
+def _is_known(env: str) -> bool:
+    return env in WORLDS or ":" in env
+
+
+def _find(env: str) -> type:
+    if not _is_known(env):
+        known = ", ".join(sorted(WORLDS))
+        raise UserError(f"unknown --env {env!r}; known: {known}, or package.module:Class")
+    return _import(env, WORLDS.get(env, env))
 
 
 def _import(env: str, path: str) -> type:

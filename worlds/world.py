@@ -38,6 +38,12 @@ class WorldArgs:
     needs_below: int | None = None
     """value of health, food, drink and energy below which the captions tell of it; crafter: 1 to 9,
     default 5, the paper's 9"""
+    task: str | None = None
+    """housekeep: 1 to 4, the four fixed houses, or train:7, valid:7, test:7, house number 7 (any
+    number) with things of that split"""
+    placements: Path | None = None
+    """housekeep: people's rankings of where things belong (.npz), instead of TextWorld
+    Commonsense's table"""
 
 
 @struct.dataclass
@@ -259,6 +265,14 @@ class PairsWorld(World, Protocol):
         """Names, [P], those that are not here included: a thing is asked about once for all."""
         ...
 
+    @property
+    def once(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of captions of which one is enough: if one is reached as a goal, so are all.
+
+        Unlike `aliases` they mean different things: a goal is reached by its own caption alone.
+        """
+        ...
+
     def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return which goals make sense if things belong in places as `belongs`, bool [T, P], says.
 
@@ -275,16 +289,19 @@ def choose_options(
 ) -> dict[str, Any]:
     """Return the options of the world `name`, the first of those known where none is given.
 
-    Raises UserError, naming the flag, for an option or a value that the world does not have.
+    An option of which no value is known takes any; not given it is None. Raises UserError, naming
+    the flag, for an option or a value that the world does not have.
     """
     options = {}
     for field in [field.name for field in fields(WorldArgs) if field.name != "env"]:
         value, flag = getattr(args, field), f"--{field.replace('_', '-')}"
         if field in known:
-            options[field] = known[field][0] if value is None else value
-            if options[field] not in known[field]:
-                values = ", ".join(map(str, known[field]))
-                raise UserError(f"{name} has no {flag} {value!r}; known: {values}")
+            values = known[field]
+            options[field] = values[0] if value is None and values else value
+            if values and options[field] not in values:
+                raise UserError(
+                    f"{name} has no {flag} {value!r}; known: {', '.join(map(str, values))}"
+                )
         elif value is not None:
             flags = ", ".join(f"--{option.replace('_', '-')}" for option in known)
             raise UserError(f"{name} has no option {flag}; its options: {flags or 'none'}")

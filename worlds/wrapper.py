@@ -105,6 +105,10 @@ class WorldWrapper:
     def places(self) -> tuple[str, ...]:
         return self.world.places
 
+    @property
+    def once(self) -> tuple[tuple[str, ...], ...]:
+        return getattr(self.world, "once", ())
+
     def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.world.rules_of(belongs)
 

@@ -112,4 +112,4 @@ def read_placements(path: str | os.PathLike) -> Truth:
 
 
 def _as_words(name: str) -> str:
-    return name.replace("_", " ").strip()
+    return name.replace("_", " ").replace("childs", "child's").strip()

@@ -1,0 +1,249 @@
+"""Housekeep: houses, rules and words, beside plain Python that was written from the same rules."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lab.errors import UserError
+from worlds import make_world
+from worlds.housekeep.agent import PlainHouse, plan
+from worlds.housekeep.houses import (
+    NUM_MISPLACED,
+    NUM_OBJECTS,
+    NUM_RECEPTACLES,
+    find_house,
+    find_truth,
+    read_task,
+)
+from worlds.housekeep.places import PLACES, colours
+from worlds.housekeep.truth import SPLITS
+from worlds.housekeep.world import ACTIONS, GRAB, Housekeep, reference_things
+from worlds.world import WorldArgs
+
+NUM_STEPS = 2_000
+WANDERING, BUSY = (0.5, 0.1, 0.1, 0.12, 0.12, 0.06), (0.15, 0.05, 0.05, 0.05, 0.05, 0.65)
+FIRST_OBJECTS = ["dirty glass", "dirty strainer", "teapot", "plaid bed sheet"]
+TASKS = ("1", "4", "valid:5", "test:0", "train:11")
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def world(request):
+    return Housekeep(request.param)
+
+
+def true_facts(world, scene):
+    bits = np.unpackbits(np.asarray(scene).astype("<u4").view(np.uint8), bitorder="little")
+    return [fact for fact, bit in zip(world.facts, bits, strict=False) if bit]
+
+
+@partial(jax.jit, static_argnums=0)
+def play(world, actions):
+    """Return what is after each of the actions [T], the time limit aside."""
+
+    def step(state, action):
+        after, transition = world.step(None, state, action)
+        return after, (transition, after, world.scene(after), world.oracle(after))
+
+    return jax.lax.scan(step, world.reset(None), actions)[1]
+
+
+def busy_actions(house, seed):
+    """Return random actions [T] int32 of one who mostly grabs what there is, and lets go of it."""
+    rng, plain, actions = np.random.default_rng(seed), PlainHouse(house), []
+    for _ in range(NUM_STEPS):
+        can_act = plain.faced >= 0 and (plain.held >= 0 or plain.standing_in(plain.faced))
+        chances = BUSY if can_act else WANDERING
+        actions.append(int(rng.choice(len(ACTIONS), p=chances)))
+        plain.step(actions[-1])
+    return jnp.asarray(actions, jnp.int32)
+
+
+# HOUSES
+@pytest.mark.parametrize("task", [*TASKS, *(f"train:{number}" for number in range(20, 40))])
+def test_a_house_is_as_the_paper_has_them(task):
+    house = find_house(task)
+    truth = find_truth()
+    inside = np.bincount(house.start, minlength=len(house.receptacles))
+    assert NUM_RECEPTACLES[0] <= len(house.receptacles) <= NUM_RECEPTACLES[1]
+    assert NUM_OBJECTS[0] <= len(house.objects) <= NUM_OBJECTS[1]
+    assert NUM_MISPLACED[0] <= house.misplaced.sum() <= NUM_MISPLACED[1]
+    assert (inside <= house.capacity).all()
+    assert len({receptacle.name for receptacle in house.receptacles}) == len(house.receptacles)
+    levels = [(receptacle.cell, receptacle.level) for receptacle in house.receptacles]
+    assert len(set(levels)) == len(levels), "two receptacles at one level of a cell"
+    for thing, right in zip(house.objects, house.right, strict=True):
+        row = truth.objects.index(thing)
+        split = read_task(task)[0]
+        assert SPLITS[truth.split[row]] == ("train" if split == "task" else split)
+        places = [truth.places.index(receptacle.place) for receptacle in house.receptacles]
+        np.testing.assert_array_equal(right, truth.belongs[row, places])
+        assert right.any()
+
+
+def test_everything_can_be_reached_and_seen(world):
+    house = world.house
+    assert set(range(len(house.receptacles))) <= set(house.faced.ravel())
+    assert house.visible.any(0).all()
+    y, x, heading = house.agent
+    start = (y * house.solid.shape[1] + x) * 4 + heading
+    reached, todo = {start}, [start]
+    while todo:
+        pose = todo.pop()
+        for after in (house.forward[pose], *(pose - pose % 4 + turn for turn in range(4))):
+            if int(after) not in reached:
+                reached.add(int(after))
+                todo.append(int(after))
+    assert len(reached) == 4 * (~house.solid).sum()
+
+
+def test_houses_differ_and_repeat():
+    assert find_house("train:3") is find_house("train:3")
+    houses = [find_house(task) for task in ("1", "2", "3", "4", "train:1", "valid:1", "test:1")]
+    maps = {(house.solid.tobytes(), house.objects) for house in houses}
+    assert len(maps) == len(houses)
+
+
+def test_the_four_tasks_stay_what_they_are():
+    """Figures of tasks are of these houses: whoever changes how they are drawn sees it here."""
+    assert [find_house(str(number)).objects[0] for number in range(1, 5)] == FIRST_OBJECTS
+
+
+def test_every_place_of_the_table_has_furniture():
+    assert set(PLACES) == set(find_truth().places)
+    assert len(set(colours(list(PLACES)).values())) == len(PLACES)
+
+
+@pytest.mark.parametrize("task", ["0", "5", "tests:1", "test:", "test:x", "test:-1", "test"])
+def test_an_unknown_task_is_one_line(task):
+    with pytest.raises(UserError, match=f"no --task '{task}'; known: 1 to 4, or train:7, valid:7"):
+        make_world(WorldArgs("housekeep", task=task))
+
+
+def test_options_of_other_worlds_are_refused(tmp_path):
+    with pytest.raises(UserError, match="housekeep has no option --game-rules"):
+        make_world(WorldArgs("housekeep", game_rules="paper"))
+    with pytest.raises(UserError, match="housekeep has no --observation 'frames'"):
+        make_world(WorldArgs("housekeep", observation="frames"))
+    with pytest.raises(UserError, match="is no file of placements"):
+        make_world(WorldArgs("housekeep", placements=tmp_path / "none.npz"))
+    with pytest.raises(UserError, match="crafter has no option --task"):
+        make_world(WorldArgs("crafter", task="1"))
+
+
+def test_a_house_of_peoples_rankings(tmp_path):
+    """Rooms and receptacles are those of the file, and so is what belongs where."""
+    rng = np.random.default_rng(0)
+    rooms = ("kitchen", "living_room", "bedroom", "bathroom", "childs_room", "home_office")
+    receptacles = ("table", "shelf", "carpet", "chair", "counter", "top_cabinet")
+    places = [f"{room}|{receptacle}" for room in rooms for receptacle in receptacles]
+    ranks = np.where(rng.random((len(places), 60, 1)) < 0.2, 1, -1).repeat(10, 2).astype(np.int8)
+    names = np.array([f"thing_{number}" for number in range(60)])
+    path = tmp_path / "ranks.npz"
+    np.savez(path, ranks=ranks, objects=names, room_receptacles=np.array(places))
+    world = Housekeep("test:1", placements=path)
+    known = [" ".join(place.split("|")).replace("_", " ") for place in places]
+    known = [place.replace("childs", "child's") for place in known]
+    for thing, right in zip(world.house.objects, world.house.right, strict=True):
+        row = names.tolist().index(thing.replace(" ", "_"))
+        for receptacle, is_right in zip(world.house.receptacles, right, strict=True):
+            column = known.index(receptacle.name)
+            assert (ranks[column, row, 0] > 0) == is_right
+            assert receptacle.name.startswith(world.house.rooms[receptacle.room])
+
+
+# RULES
+def test_play_is_that_of_plain_python(world):
+    actions = busy_actions(world.house, 0)
+    transition, states, scenes, _ = jax.device_get(play(world, actions))
+    house, plain = world.house, PlainHouse(world.house)
+    wrong_at_first = house.misplaced.sum()
+    for number, action in enumerate(np.asarray(actions)):
+        was_tidy = plain.is_tidy
+        caption = plain.step(int(action))
+        state = jax.tree.map(lambda x, number=number: x[number], states)
+        assert world.captions[transition.caption[number]] == caption
+        assert (state.pose, state.level, state.held) == (plain.pose, plain.level, plain.held)
+        assert state.place.tolist() == plain.place
+        assert true_facts(world, scenes[number]) == plain.facts()
+        gained = plain.score * len(house.objects) - (~house.misplaced).sum()
+        np.testing.assert_allclose(transition.score[number], gained / wrong_at_first, atol=1e-6)
+        assert transition.terminated[number] == plain.is_tidy or was_tidy
+    assert (transition.caption > 0).sum() > 3, "hardly anything happened"
+
+
+def test_a_thing_is_in_the_hand_or_in_one_receptacle_that_has_room(world):
+    _, states, *_ = jax.device_get(play(world, busy_actions(world.house, 1)))
+    house = world.house
+    held = states.held[:, None] == np.arange(len(house.objects))
+    np.testing.assert_array_equal(held, states.place == -1)
+    for place in states.place:
+        assert (
+            np.bincount(place[place >= 0], minlength=len(house.receptacles)) <= house.capacity
+        ).all()
+    cells = states.pose // 4
+    assert not house.solid.ravel()[cells].any(), "in a wall, or in furniture"
+
+
+def test_only_what_is_faced_within_reach_moves(world):
+    actions = np.asarray(busy_actions(world.house, 2))
+    _, states, *_ = jax.device_get(play(world, actions))
+    moved = (states.place[1:] != states.place[:-1]).any(1)
+    faced = world.house.faced[states.pose[1:], states.level[1:]]
+    assert moved.any()
+    assert (actions[1:][moved] == GRAB).all() and (faced[moved] >= 0).all()
+    changed = states.place[1:] != states.place[:-1]
+    where = np.where(states.place[:-1] >= 0, states.place[:-1], states.place[1:])
+    assert (where == faced[:, None])[changed].all()
+
+
+def test_a_plan_of_the_oracle_agent_tidies_the_house(world):
+    actions = jnp.asarray(plan(world.house), jnp.int32)
+    transition, *_ = jax.device_get(play(world, actions))
+    assert transition.terminated.tolist() == [False] * (len(actions) - 1) + [True]
+    assert transition.score[-1] == 1.0 and transition.achievements[-1].all()
+    assert transition.reward.sum() == world.max_return
+    assert not transition.truncated.any()
+
+
+def test_an_episode_begins_alike_whatever_the_key():
+    world = Housekeep()
+    first, second = (world.reset(jax.random.key(seed)) for seed in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert world == Housekeep() and hash(world) == hash(Housekeep()) and world != Housekeep("2")
+
+
+# WORDS
+def test_the_truth_as_rules_is_the_oracle(world):
+    """What a model is asked is where things belong: told the truth, its goals are the oracle's."""
+    truth = find_truth()
+    rows = [truth.objects.index(thing) for thing in world.things]
+    sensible, needs, alternatives = world.rules_of(truth.belongs[rows])
+    *_, scenes, oracle = jax.device_get(play(world, busy_actions(world.house, 3)))
+    bits = np.stack([np.isin(world.facts, true_facts(world, scene)) for scene in scenes[::10]])
+    has_all = (~needs[None] | bits[:, None]).all(-1)
+    has_one = (alternatives[None] & bits[:, None, None]).any(-1) | ~alternatives.any(-1)[None]
+    np.testing.assert_array_equal(sensible & has_all & has_one.all(-1), oracle[::10])
+    assert oracle.any()
+    assert {world.captions[i] for i in np.flatnonzero(sensible)} == world.meaningful
+
+
+def test_what_belongs_everywhere_is_never_to_be_picked_up():
+    world = Housekeep()
+    sensible = world.rules_of(np.ones((len(world.things), len(world.places)), bool))[0]
+    assert not sensible.any()
+
+
+def test_references_are_things_of_the_train_split_of_all_categories():
+    truth = find_truth()
+    rows = [truth.objects.index(thing) for thing in reference_things(truth)]
+    assert len(set(rows)) == 40 and not truth.split[rows].any()
+    assert {truth.category[row] for row in rows} == set(truth.category)
+
+
+def test_a_scene_in_words():
+    world = Housekeep()
+    said = world.describe(np.asarray(world.scene(world.reset(None))))
+    assert said.startswith("You have seen ") and said.endswith("Your hand is empty.")
