@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import solved_houses
 from lab.errors import UserError
+from lab.run import read_json
 from worlds import make_world
 from worlds.housekeep.agent import PlainHouse, plan
 from worlds.housekeep.houses import (
@@ -247,3 +249,14 @@ def test_a_scene_in_words():
     world = Housekeep()
     said = world.describe(np.asarray(world.scene(world.reset(None))))
     assert said.startswith("You have seen ") and said.endswith("Your hand is empty.")
+
+
+# THE ORACLE AGENT
+def test_generated_houses_are_tidied(tmp_path):
+    """The whole thousand is a benchmark; here are some of each split."""
+    out = tmp_path / "housekeep" / "solved.json"
+    result = solved_houses.main(solved_houses.Args(houses=8, out=out))
+    assert result["tidied"] == result["houses"] == 28 and not result["unsolved"]
+    steps = result["steps"]
+    assert 0 < steps["least"] <= steps["mean"] <= steps["most"] <= 1_000
+    assert read_json(out) == result
