@@ -14,8 +14,9 @@ Every figure is over pairs of an object and a place.
 - accuracy, precision, recall, F1: of the pairs said to belong together, by the model's recipe. Most
   pairs are wrong, so that to say no to all is accurate.
 - first two: share of objects one of whose two best places is right.
-References that ask no model: the place prior, the share of train objects that belong in a place;
-the sentence similarity of thing and place, centred as the model's scores. Their thresholds are the
+References that ask no model: the sentence similarity of thing and place, centred over both; and,
+told where the train objects belong, which no model is, the share of them that belong in a place
+(place prior), and how alike the thing is to one of them that does (alike). Their thresholds are the
 best by F1 on valid objects.
 """
 
@@ -178,15 +179,21 @@ def grade_store(bench: Bench, path: Path) -> dict[str, Any]:
 
 def grade_references(bench: Bench, encoder: SentenceEncoder) -> dict[str, Any]:
     """Return the figures of what asks no model."""
-    train = bench.right(bench.objects("train"))
+    train = bench.objects("train")
+    right, known = bench.right(train), encoder.encode(train)
     places = encoder.encode(list(bench.truth.places))
 
     def compare(things: Sequence[str]) -> np.ndarray:
         return unit(centre((encoder.encode(list(things)) @ places.T).astype(np.float64)))
 
+    def find_alike(things: Sequence[str]) -> np.ndarray:
+        alike = encoder.encode(list(things)) @ known.T  # [T, train objects]
+        return np.where(right.T[None], alike[:, None], -1.0).max(-1)
+
     judges = {
-        "place prior": lambda things: np.tile(train.mean(0), (len(things), 1)),
         "sentence similarity": compare,
+        "place prior, told": lambda things: np.tile(right.mean(0), (len(things), 1)),
+        "alike, told": find_alike,
     }
     figures = {}
     for name, judge in judges.items():

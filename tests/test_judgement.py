@@ -120,8 +120,8 @@ def test_a_store_is_graded_from_end_to_end(bench, tmp_path, monkeypatch):
     assert row["num_objects"] == len(things) == 13
     assert row["auc"] > 0.99 and row["first_two"] == 1.0 and row["best_threshold"] is None
     assert sum(part["num_objects"] for part in row["by_category"].values()) == 13
-    prior, similarity = results["references"].values()
-    assert prior["num_objects"] == similarity["num_objects"] == 125
+    similarity, prior, alike = results["references"].values()
+    assert prior["num_objects"] == similarity["num_objects"] == alike["num_objects"] == 125
     assert prior["auc"] > 0.8 and 0.3 < similarity["auc"] < 0.7
     valid = dataclasses.replace(args, split="valid")
     with pytest.raises(UserError, match=r"no answers about the valid objects: record") as caught:

@@ -31,8 +31,10 @@ from tests.helpers.room import PLACES, THINGS, Room
 from tests.helpers.scripted_model import ScriptedModel, last_line
 from tests.toy.world import ToyWorld
 from worlds.frames import FrameStack
+from worlds.housekeep.houses import NUM_TASKS
 from worlds.housekeep.truth import SPLITS, read_twc
-from worlds.world import PROMPTS, mask_of
+from worlds.housekeep.world import Housekeep, reference_things
+from worlds.world import PROMPTS, RECORDED, mask_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 HOME = {"cup": "shelf", "hat": "hook", "soap": "sink", "sock": "shelf"}
@@ -339,6 +341,25 @@ def test_nothing_recorded_is_one_line(tmp_path, monkeypatch):
         service.prepare()
     assert "\n" not in str(caught.value)
     service.close()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RECORDED.glob("housekeep_pairs_*.sqlite")), ids=lambda path: path.stem
+)
+def test_recorded_answers_are_complete_and_make_sense(path):
+    with Store(path, read_only=True) as store:
+        (model,) = store.models()
+        answers = Asker(model, store).answers
+        for task in map(str, range(1, NUM_TASKS + 1)):
+            form = PairsForm(Housekeep(task), model=model)
+            form.prepare(answers)
+            assert form.known == 1.0
+        belongs = form.belongs[form.things.index("red apple")]
+        assert "fridge" in {form.places[i] for i in np.flatnonzero(belongs)}
+        table = read_twc()
+        tested = [table.objects[i] for i in np.flatnonzero(table.split == SPLITS.index("test"))]
+        scores = form.judge(answers, [*tested, *reference_things(table)])
+    assert np.isfinite(scores).all()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from lab.errors import UserError
 from worlds import make_world
 from worlds.world import WorldArgs
 
-RECORDED = sorted(Path(sentence_encoder.__file__).parent.glob("recorded/*.sqlite"))
+RECORDED = sorted(Path(sentence_encoder.__file__).parent.glob("recorded/crafter_*.sqlite"))
 
 TEXTS = [
     "chop tree",
