@@ -99,8 +99,9 @@ class Asker:
         if unknown and self.model is None and self.on_missing == "error":
             raise UserError(
                 f"no stored answer of {self.name} for {len(unknown)} question(s): "
-                "choose --prompt-scope compact (most recordings are of compact scenes), another "
-                "--goal-form, a live --llm (such as gemma3-270m), or --on-missing no-goals"
+                "choose a live --llm (such as gemma3-270m), another --goal-form, of scenes "
+                "--prompt-scope compact (most recordings are of compact ones), or --on-missing "
+                "no-goals"
             )
         asked = [question for question in missing if not self._is_final(others.get(question, {}))]
         asked = asked[: int(min(self.left, len(asked)))]

@@ -5,7 +5,7 @@ steps. `PlainHouse` is written without the tables and the step of the JAX world,
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -324,31 +324,37 @@ def _moved(stacks: tuple, start: int, end: int) -> tuple:
 def _left(house: House, capacity: list[int], stacks: tuple) -> int:
     """Return how many trips are needed at least, about; 0 only if all stands right.
 
-    One for each wrong thing, one more if all its right receptacles are full, and one for each
-    right thing on top of a wrong one.
+    One for each wrong thing, one for each right thing on top of a wrong one, and one more for each
+    wrong thing that finds no room in its right receptacles beside the others.
     """
-    room = np.array([len(stack) < most for stack, most in zip(stacks, capacity, strict=True)])
-    left = 0
+    room = [most - len(stack) for stack, most in zip(stacks, capacity, strict=True)]
+    left, wrong = 0, []
     for receptacle, stack in enumerate(stacks):
         covered = False
         for thing in stack:
             is_wrong = not house.right[thing, receptacle]
+            wrong += [thing] if is_wrong else []
             covered |= is_wrong
             left += covered
-            left += is_wrong and not (house.right[thing] & room).any()
-    return int(left)
+    return left + len(_without_room(house, wrong, room))
 
 
 def _check_room(house: House, capacity: list[int]) -> None:
     """Raise ValueError unless all things can stand right at the same time."""
-    stands: list[list[int]] = [[] for _ in capacity]
+    for thing in _without_room(house, range(len(house.objects)), capacity):
+        raise ValueError(f"no right place has room for the {house.objects[thing]}")
+
+
+def _without_room(house: House, things: Iterable[int], room: Sequence[int]) -> list[int]:
+    """Return the things that find no room when as many as can be go to right receptacles."""
+    stands: list[list[int]] = [[] for _ in room]
 
     def settle(thing: int, tried: set[int]) -> bool:
         for receptacle in (int(r) for r in np.flatnonzero(house.right[thing])):
             if receptacle in tried:
                 continue
             tried.add(receptacle)
-            if len(stands[receptacle]) < capacity[receptacle]:
+            if len(stands[receptacle]) < room[receptacle]:
                 stands[receptacle].append(thing)
                 return True
             for i, other in enumerate(stands[receptacle]):
@@ -357,6 +363,4 @@ def _check_room(house: House, capacity: list[int]) -> None:
                     return True
         return False
 
-    for thing, name in enumerate(house.objects):
-        if not settle(thing, set()):
-            raise ValueError(f"no right place has room for the {name}")
+    return [thing for thing in things if not settle(thing, set())]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from lab.errors import UserError
 from worlds.housekeep.house import House, Receptacle, make_tables
@@ -225,6 +227,12 @@ def _choose_things(
     return chosen if len(chosen) == number else None
 
 
+def _has_room(right: np.ndarray, capacity: Sequence[int]) -> bool:
+    """Return whether all things can be right at once; right: bool [O, R], capacity: [R]."""
+    slots = csr_array(np.repeat(right, capacity, axis=1))
+    return bool((maximum_bipartite_matching(slots, perm_type="column") >= 0).all())
+
+
 def _fill(
     rng: np.random.Generator,
     truth: Truth,
@@ -247,6 +255,8 @@ def _fill(
             return None
         start[thing] = rng.choice(roomy)
         inside[start[thing]] += 1
+    if not _has_room(right, [receptacle.capacity for receptacle in receptacles]):
+        return None
     solid = plan.walls
     for receptacle in receptacles:
         solid[receptacle.cell] = True
