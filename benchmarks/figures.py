@@ -322,7 +322,10 @@ def standard_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def houses_table(methods: Methods) -> str:
-    """Return the final success in each house, mean over seeds, the best method first."""
+    """Return the final success in each house, mean over seeds, the best method first.
+
+    Means over houses, of the final success and of the evaluation, only where all have been run.
+    """
     lines = []
     for name in IN_HOUSES:
         found = [methods.get(f"house{task}-{name}", []) for task in HOUSES]
@@ -332,7 +335,8 @@ def houses_table(methods: Methods) -> str:
             numbers = sorted({len(rows) for rows in found if rows})
             mean = np.mean([mean for mean in means if mean is not None])
             cells = [f"`{name}`", " or ".join(map(str, numbers))]
-            cells += [_number(value, 2) for value in (*means, mean, np.mean(played))]
+            overall = (mean, np.mean(played)) if all(found) else (None, None)
+            cells += [_number(value, 2) for value in (*means, *overall)]
             lines.append((mean, cells))
     heads = ("method", "seeds", *(f"task {task}" for task in HOUSES), "mean", "evaluation")
     lines.sort(key=lambda line: -line[0])

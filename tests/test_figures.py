@@ -252,10 +252,11 @@ def test_accelerators_are_tabulated(tmp_path):
 def test_houses_are_tabulated_by_task():
     """Scores are 3 + letters / 10 + seed: of house1-oracle (13 letters) 5.3 and 6.3."""
     assert figures.houses_table({}) == "Not yet run."
-    names = ("house1-oracle", "house3-oracle", "house1-ellm")
+    names = (*(f"house{task}-ellm" for task in "1234"), "house1-oracle", "house3-oracle")
     methods = {name: [synthetic_row(name, seed) for seed in (1, 2)] for name in names}
     methods["house3-oracle"].pop()
+    methods["house4-ellm"].pop()
     assert figures.houses_table(methods).splitlines()[2:] == [
-        "| `ellm` | 2 | 5.60 |  |  |  | 5.60 | 5.60 |",
-        "| `oracle` | 1 or 2 | 5.80 |  | 5.30 |  | 5.55 | 5.55 |",
+        "| `oracle` | 1 or 2 | 5.80 |  | 5.30 |  |  |  |",
+        "| `ellm` | 1 or 2 | 5.60 | 5.60 | 5.60 | 5.10 | 5.47 | 5.47 |",
     ]
