@@ -42,11 +42,8 @@ REPORTED = (  # of summary.json
 )
 
 Group = Literal["ppo", "dqn", "standard", "housekeep", "pixels", "long"]
-LAST: tuple[Group, ...] = (
-    "housekeep",
-    "pixels",
-    "long",
-)  # groups that begin when all others are done
+# Groups that begin when all others are done.
+LAST: tuple[Group, ...] = ("housekeep", "pixels", "long")
 MILLION = 1_000_000
 HOUSE_STEPS = 4 * MILLION
 

@@ -120,7 +120,7 @@ def build_tables(
         numbers = [names.index(name) for name in group]
         similarity[:, numbers] = similarity[:, numbers].max(1, keepdims=True)
         named[np.ix_(numbers, numbers)] = True
-    for group in getattr(world, "once", ()) if names == world.captions else ():
+    for group in world.once if source in ("llm", "oracle") else ():
         numbers = [names.index(name) for name in group]
         named[np.ix_(numbers, numbers)] = True
     facts = np.zeros((0, 0), np.float32)

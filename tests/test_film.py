@@ -70,6 +70,18 @@ def make_steps(achievements: list[list[bool]], num_goals: int = 3) -> list[dict]
     ]
 
 
+@pytest.mark.parametrize(("number", "are_kept"), [(100, True), (400, False)])
+def test_a_game_of_few_colours_keeps_them(tmp_path, number, are_kept):
+    shades = np.random.default_rng(0).choice(2**24, number, replace=False)
+    image = np.stack([shades >> 16, shades >> 8 & 255, shades & 255], -1).astype(np.uint8)
+    image = np.kron(image.reshape(10, -1, 3), np.ones((24, 24, 1), np.uint8))
+    make_film([make_frame(image=image)], tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as shown:
+        colours = set(map(tuple, np.asarray(shown.convert("RGB")).reshape(-1, 3).tolist()))
+    wanted = set(map(tuple, image.reshape(-1, 3).tolist()))
+    assert (wanted <= colours) == are_kept
+
+
 def test_frames_say_what_the_steps_were():
     steps = make_steps([[0, 0], [1, 0], [1, 1], [1, 1]])
     frames = film_frames(Corridor(), ["a", "b", "c"], steps)

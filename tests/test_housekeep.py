@@ -1,5 +1,6 @@
 """Housekeep: houses, rules and words, beside plain Python that was written from the same rules."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -7,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ellm_dqn
+import ellm_ppo
+from baselines import ppo
 from benchmarks import solved_houses
+from goals.arguments import GoalArgs
+from goals.service import GoalService
+from lab.cli import parse
 from lab.errors import UserError
 from lab.run import read_json
 from worlds import make_world
@@ -22,7 +29,7 @@ from worlds.housekeep.houses import (
 )
 from worlds.housekeep.places import PLACES, colours
 from worlds.housekeep.truth import SPLITS
-from worlds.housekeep.world import ACTIONS, GRAB, Housekeep, reference_things
+from worlds.housekeep.world import ACTIONS, DEFAULTS, GRAB, Housekeep, reference_things
 from worlds.world import WorldArgs
 
 NUM_STEPS = 2_000
@@ -260,3 +267,60 @@ def test_generated_houses_are_tidied(tmp_path):
     steps = result["steps"]
     assert 0 < steps["least"] <= steps["mean"] <= steps["most"] <= 1_000
     assert read_json(out) == result
+
+
+# RUNS
+def test_its_defaults_hold_in_every_script_unless_a_preset_or_the_user_says_otherwise():
+    def given(script, *words):
+        return parse(script.Args, lambda args: script.PRESETS[args.preset], words)
+
+    args = given(ellm_ppo, "--env", "housekeep")
+    assert (args.goal_form, args.wrong_reward, args.total_timesteps) == ("pairs", -0.1, 4_000_000)
+    args = given(ellm_ppo, "--env", "housekeep", "--preset", "gpu", "--wrong-reward", "0")
+    assert (args.wrong_reward, args.gamma, args.total_timesteps) == (0.0, 0.995, 50_000_000)
+    assert given(ppo, "--env", "housekeep").ent_coef == 0.02
+    assert given(ellm_dqn, "--env", "housekeep").goal_form == "pairs"
+    assert given(ellm_ppo, "--env", "crafter") == ellm_ppo.Args()
+
+
+@pytest.mark.parametrize(("source", "is_enough"), [("oracle", True), ("novelty", False)])
+def test_one_right_place_is_enough_but_every_caption_is_new_once(tmp_path, source, is_enough):
+    world = Housekeep("3")
+    args = GoalArgs(goal_source=source, goal_conditioned=False, text_observation="none")
+    service = GoalService(world, replace(args, store=str(tmp_path / "store.sqlite")))
+    service.prepare()
+    first, second = map(world.captions.index, world.once[0][:2])
+    other = world.captions.index(world.once[1][0])
+    suggested = jnp.isin(jnp.arange(service.num_goals), jnp.array([first, second, other]))[None]
+    achieved, paid = jnp.zeros_like(suggested), []
+    for caption in (second, first, other):
+        rewards, achieved = ellm_ppo.reward_step(
+            service.tables, 0.99, suggested, achieved, jnp.array([caption])
+        )
+        paid.append(float(rewards[0]))
+    service.close()
+    assert paid == [1, 0 if is_enough else 1, 1]
+
+
+def test_the_default_command_trains_on_recorded_judgement(tmp_path, capsys):
+    args = ellm_ppo.Args(
+        **{name: value for name, value in DEFAULTS.items() if name != "total_timesteps"},
+        env="housekeep",
+        task="3",
+        total_timesteps=4 * 8 * 3,
+        num_envs=4,
+        num_steps=8,
+        num_minibatches=2,
+        hidden_size=16,
+        evaluate_episodes=2,
+        film=True,
+        compilation_cache=False,
+        run_dir=str(tmp_path / "run"),
+        store=str(tmp_path / "store.sqlite"),
+    )
+    summary = ellm_ppo.main(args)
+    assert summary["failed"] == {} and summary["queries"] == 0
+    assert summary["evaluation"]["episode_length"] == 1_000
+    assert "success_per_episode" in summary["evaluation"]
+    assert (tmp_path / "run" / "film.gif").stat().st_size > 10_000
+    assert "recorded answers of qwen2.5-coder-1.5b" in capsys.readouterr().out

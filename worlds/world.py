@@ -123,6 +123,15 @@ class World(Protocol):
         """Groups of captions that name one thing: as goals they are reached together."""
         ...
 
+    @property
+    def once(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of captions of which one is enough: once one is reached as a goal, all are.
+
+        They count where somebody suggests goals (llm, oracle). Unlike `aliases` they mean different
+        things: each is reached by its own caption alone.
+        """
+        ...
+
     # PLAY
     def reset(self, key: jax.Array) -> Any:
         """Begin an episode; return its state."""
@@ -263,14 +272,6 @@ class PairsWorld(World, Protocol):
     @property
     def places(self) -> tuple[str, ...]:
         """Names, [P], those that are not here included: a thing is asked about once for all."""
-        ...
-
-    @property
-    def once(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of captions of which one is enough: if one is reached as a goal, so are all.
-
-        Unlike `aliases` they mean different things: a goal is reached by its own caption alone.
-        """
         ...
 
     def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -54,6 +54,10 @@ class WorldWrapper:
         return self.world.aliases
 
     @property
+    def once(self) -> tuple[tuple[str, ...], ...]:
+        return self.world.once
+
+    @property
     def max_return(self) -> float:
         return self.world.max_return
 
@@ -104,10 +108,6 @@ class WorldWrapper:
     @property
     def places(self) -> tuple[str, ...]:
         return self.world.places
-
-    @property
-    def once(self) -> tuple[tuple[str, ...], ...]:
-        return getattr(self.world, "once", ())
 
     def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.world.rules_of(belongs)

@@ -49,6 +49,7 @@ class ToyWorld:
     achievements: ClassVar[tuple[str, ...]] = ("take key", "open door")
     score_name: ClassVar[str] = "doors_opened"
     aliases: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    once: ClassVar[tuple[tuple[str, ...], ...]] = ()
     max_return: ClassVar[float] = 1.0
     observation_shape: ClassVar[tuple[int, ...]] = (LENGTH + 1,)
     history: ClassVar[int] = 1

@@ -92,6 +92,7 @@ class Crafter:
     achievements: ClassVar = words.ACHIEVEMENTS
     score_name: ClassVar = "achievements"
     aliases: ClassVar = words.ALIASES
+    once: ClassVar = ()
     max_return: ClassVar = float(len(words.ACHIEVEMENTS))
     history: ClassVar = 1
     prompts: ClassVar = PROMPTS
