@@ -115,14 +115,19 @@ def explain(error: Exception) -> str | None:
 def run_cli(main: Callable[[Any], Any], args_class: type, preset: Preset | None = None) -> None:
     """Parse the command line into `args_class` and call `main(args)`.
 
-    Exit codes: 0 done, 2 the user's error or the machine's (one line on stderr, no traceback), 3
-    done but for a last step that was asked for (one line), 130 interrupted by Ctrl-C.
+    Exit codes: 0 done, 1 nobody reads the output any more, 2 the user's error or the machine's (one
+    line on stderr, no traceback), 3 done but for a last step that was asked for (one line), 130
+    interrupted by Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")
     try:
         main(parse(args_class, preset))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as in --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         told = isinstance(error, UserError | LastStepError)
         said = str(error) if told else explain(error)

@@ -1,5 +1,6 @@
 """The command line: arguments, presets, exit codes."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,7 @@ import pytest
 from lab.cli import parse, run_cli
 from lab.errors import UserError
 from lab.run import Run
+from tests.helpers.processes import python
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ def test_help_of_all_groups_is_shown_flat(capsys):
     ):
         assert part in shown
     assert "free" not in shown.lower()
+
+
+def flood(args: Args) -> None:
+    """Print more than any pipe holds."""
+    for number in range(100_000):
+        print("line", number)
 
 
 def toy_main(args: Args) -> None:
@@ -156,3 +164,13 @@ def test_switches_take_a_word(words, film):
     assert parse(Habits, argv=["--no-film", words]).film is not film
     assert parse(Habits, argv=["--film", words, "--anneal_lr", words]).anneal_lr is film
     assert parse(Habits, argv=["--shares", "0", "1", "--no-film"]) == Habits(5, (0, 1), film=False)
+
+
+def test_output_that_nobody_reads_ends_without_a_word():
+    code = (
+        "from lab.cli import run_cli; from tests.test_cli import Args, flood; run_cli(flood, Args)"
+    )
+    process = python(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "line 0\n"
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
