@@ -27,6 +27,7 @@ import optax
 from flax import struct
 
 from goals.arguments import GoalArgs
+from goals.guidance import find_guide, guide_rewards
 from goals.service import GoalService
 from goals.tables import (
     GoalTables,
@@ -50,7 +51,7 @@ from lab.session import Session, configure
 from lab.words import Words
 from worlds import make_world
 from worlds.vector import VectorState, VectorWorld
-from worlds.world import Transition, World, WorldArgs
+from worlds.world import Guide, Transition, World, WorldArgs
 
 # ---------------------------------------------------------------------------------------- arguments
 
@@ -113,13 +114,14 @@ class PolicyInput:
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
     text: [..., W] uint32, the scene whose words are read; goals: [..., G / 32] uint32, suggested
-    and not yet reached, packed.
+    and not yet reached, packed; goal_view: [..., M] float32, where these were seen.
     """
 
     observation: jax.Array
     captions_so_far: jax.Array
     text: jax.Array
     goals: jax.Array
+    goal_view: jax.Array
 
 
 @struct.dataclass
@@ -127,8 +129,9 @@ class Rollout:
     """T steps of N envs: inputs, scenes, suggestions before the action, the rest after it.
 
     scenes: [T, N, W] uint32; suggested: [T, N, G / 32] uint32, packed, of size zero where the
-    scenes suffice to know it later; actions, captions: [T, N] int32; rewards: [T, N] float32, the
-    game's own; terminated, truncated: [T, N] bool.
+    scenes suffice to know it later; guides: [T, N], of the open goals, without a view; actions,
+    captions: [T, N] int32; rewards: [T, N] float32, the game's own; terminated, truncated: [T, N]
+    bool.
     """
 
     # BEGIN PPO
@@ -138,6 +141,7 @@ class Rollout:
     # END PPO
     scenes: jax.Array
     suggested: jax.Array
+    guides: Guide
     actions: jax.Array
     captions: jax.Array
     rewards: jax.Array
@@ -150,9 +154,9 @@ class RunnerState:
     """All that training needs to resume, but for the goal tables.
 
     captions_so_far: [N, C] bool; achieved, achieved_before: [N, G] bool, goals reached in the
-    episodes now (kept up within a rollout only where the policy reads goals) and when the rollout
-    began; last: where the time limit cut each env's episode in this rollout, unread where it did
-    not (a rollout is no longer than an episode: at most one); step: int32 [], steps of the rollout.
+    episodes now (kept up within a rollout only where `tracks_goals`) and when the rollout began;
+    last: where the time limit cut each env's episode in this rollout, unread where it did not (a
+    rollout is no longer than an episode: at most one); step: int32 [], steps of the rollout.
     """
 
     params: Any
@@ -202,7 +206,8 @@ class Torso(nn.Module):
         sets = word_sets(tables, inputs.text, inputs.goals)
         words = [Words(self.hidden_size // 2)(texts) for texts in sets]
         captions = inputs.captions_so_far.astype(jnp.float32)
-        x = nn.relu(nn.LayerNorm()(Dense(self.hidden_size)(observation, captions, *words)))
+        seen = (observation, captions, inputs.goal_view)
+        x = nn.relu(nn.LayerNorm()(Dense(self.hidden_size)(*seen, *words)))
         return nn.relu(nn.LayerNorm()(Dense(self.hidden_size)(x)))
 
 
@@ -231,7 +236,8 @@ def make_setup(args: Args, world: World) -> Setup:
     _ = args.num_updates, args.minibatch_size  # raise what is wrong with them
     network = ActorCritic(len(world.actions), args.hidden_size)
     # END PPO
-    envs = VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs))
+    pool_size, starts = max(16, args.num_envs), args.exploring_starts
+    envs = VectorWorld(world, args.num_envs, pool_size, exploring_starts=starts)
     return Setup(args, world, envs, network)
 
 
@@ -287,15 +293,14 @@ def reward_step(
 
     r = max s(g, c) over goals g suggested for the scene before the step, new in the episode and
     with s(g, c) > T, else 0; s: cosine of the embeddings of goal g and caption c. With a goal its
-    aliases are achieved, suggested or not. A caption that no suggested goal matches is wrong.
+    aliases are achieved, suggested or not. A caption that reaches no suggested goal is wrong.
     suggested, achieved: [N, G] bool; captions: [N] int32.
     """
     similarity = tables.similarity.T[captions]
     chex.assert_equal_shape([suggested, achieved, similarity])
-    matched = suggested & (similarity > threshold)
-    reached = matched & ~achieved
+    reached = suggested & (similarity > threshold) & ~achieved
     rewards = jnp.max(jnp.where(reached, similarity, 0.0), axis=-1)
-    rewards += wrong_reward * ((captions > 0) & ~matched.any(-1))
+    rewards += wrong_reward * ((captions > 0) & ~reached.any(-1))
     aliases = tables.names.T[captions] & reached.any(-1, keepdims=True)
     return rewards, achieved | reached | aliases
 
@@ -329,8 +334,8 @@ def ellm_rewards(
 
 def read(
     setup: Setup, tables: GoalTables, key: jax.Array, moment: Moment
-) -> tuple[PolicyInput, jax.Array, jax.Array]:
-    """Return what the policy reads, the scenes [N, W] uint32 and the suggested goals [N, G] bool.
+) -> tuple[PolicyInput, jax.Array, jax.Array, Guide]:
+    """Return what the policy reads, scenes [N, W] uint32, suggested goals [N, G] bool, guides [N].
 
     The key is for goals drawn by --goal-source uniform. XLA drops what the caller does not use.
     """
@@ -340,14 +345,16 @@ def read(
     if args.goal_source != "none":
         suggested = suggest(args, world, tables, key, moment.states, scenes)
     goals = suggested & ~moment.achieved
+    guide = find_guide(args, world, tables, moment.states, goals)
     captions = moment.captions_so_far
     inputs = PolicyInput(
         observation=jax.vmap(world.observe)(moment.states),
         captions_so_far=captions if args.caption_memory else captions[:, :0],
         text=read_text(args, scenes),
         goals=pack_bits(goals if args.reads_goals else goals[:, :0]),
+        goal_view=guide.view,
     )
-    return inputs, scenes, suggested
+    return inputs, scenes, suggested, guide
 
 
 def collect_step(
@@ -356,7 +363,7 @@ def collect_step(
     """Act once in every env; return the state one step further, and the step."""
     args = setup.args
     key, goal_key, policy_key, world_key, _ = jax.random.split(state.key, 5)
-    inputs, scenes, suggested = read(setup, tables, goal_key, state.moment)
+    inputs, scenes, suggested, guide = read(setup, tables, goal_key, state.moment)
     # BEGIN PPO
     logits, values = setup.network.apply(state.params, inputs, tables)
     actions = jax.random.categorical(policy_key, logits)
@@ -366,7 +373,7 @@ def collect_step(
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
     after, cut = state.moment.after(envs.states, transition.caption), transition.truncated
-    if args.reads_goals:
+    if args.tracks_goals:
         names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
         achieved = reward_step(tables, threshold, suggested, state.achieved, names)[1]
         after = after.replace(achieved=achieved)
@@ -383,6 +390,7 @@ def collect_step(
         # END PPO
         scenes=scenes if args.reads_scenes else jnp.zeros_like(scenes),
         suggested=pack_bits(suggested if args.stores_suggestions else suggested[:, :0]),
+        guides=guide.replace(view=guide.view[:, :0]),
         actions=actions,
         captions=transition.caption,
         rewards=transition.reward,
@@ -568,6 +576,12 @@ def update(
         rewards, achieved = ellm_rewards(setup, tables, rollout, achieved)
         rewards += args.extrinsic_coef * rollout.rewards
     key, goal_key, refill_key = jax.random.split(state.key, 3)
+    if args.guides:
+        following, last = (
+            read(setup, tables, goal_key, moment)[3] for moment in (state.moment, state.last)
+        )
+        ends = rollout.terminated, rollout.truncated
+        rewards += guide_rewards(args, args.gamma, rollout.guides, following, last, *ends)
 
     # BEGIN PPO
     # ADVANTAGE
@@ -604,7 +618,7 @@ def act(
     """Act once in every world of an evaluation; return also what a film shows of it."""
     args, world = setup.args, setup.world
     goal_key, policy_key, world_key = jax.random.split(key, 3)
-    inputs, scenes, suggested = read(setup, tables, goal_key, moment)
+    inputs, scenes, suggested, _ = read(setup, tables, goal_key, moment)
     # BEGIN PPO
     logits, _ = setup.network.apply(params, inputs, tables)
     actions = jax.random.categorical(policy_key, logits)

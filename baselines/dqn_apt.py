@@ -346,7 +346,8 @@ def make_setup(args: Args, world: World) -> Setup:
         raise UserError(f"{small}: at least {fewest}")
     network = DuelingNetwork(len(world.actions), args.hidden_size, args.network)
     # END DQN
-    envs = VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs))
+    pool_size, starts = max(16, args.num_envs), args.exploring_starts
+    envs = VectorWorld(world, args.num_envs, pool_size, exploring_starts=starts)
     return Setup(args, world, envs, network)
 
 

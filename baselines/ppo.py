@@ -210,7 +210,8 @@ def make_setup(args: Args, world: World) -> Setup:
     _ = args.num_updates, args.minibatch_size  # raise what is wrong with them
     network = ActorCritic(len(world.actions), args.hidden_size)
     # END PPO
-    envs = VectorWorld(world, args.num_envs, pool_size=max(16, args.num_envs))
+    pool_size, starts = max(16, args.num_envs), args.exploring_starts
+    envs = VectorWorld(world, args.num_envs, pool_size, exploring_starts=starts)
     return Setup(args, world, envs, network)
 
 

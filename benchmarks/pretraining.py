@@ -45,7 +45,7 @@ Group = Literal["ppo", "dqn", "standard", "housekeep", "pixels", "long"]
 # Groups that begin when all others are done.
 LAST: tuple[Group, ...] = ("housekeep", "pixels", "long")
 MILLION = 1_000_000
-HOUSE_STEPS = 4 * MILLION
+HOUSE_STEPS = 3 * MILLION
 
 
 class Method(NamedTuple):
@@ -74,6 +74,10 @@ GEMMA = ("--llm", "gemma3-270m")
 UNIFORM = ("--start-e", "1", "--end-e", "1", "--learning-starts", str(MILLION))  # never learns
 STANDARD = ("--actions", "base", "--game-rules", "craftax")  # 17 actions, 10,000 steps
 FRAMES = ("--observation", "frames")
+PAPER_HOUSE = (  # nothing that leads to the goals, and all places that the model says are right
+    *("--no-goal-view", "--approach-coef", "0", "--discovery-coef", "0"),
+    *("--exploring-starts", "0", "--pair-choice", "threshold"),
+)
 PPO, DQN = "ellm_ppo.py", "ellm_dqn.py"
 ORACLE, NOVELTY = ("--goal-source", "oracle"), ("--goal-source", "novelty")
 
@@ -123,6 +127,12 @@ IN_HOUSES = {
     "uniform": (PPO, "--goal-source", "uniform"),
     "rnd": ("-m", "baselines.ppo_rnd"),
     "apt": ("-m", "baselines.ppo_apt"),
+    "oracle-paper": (PPO, *ORACLE, *PAPER_HOUSE),
+    "ellm-paper": (PPO, *PAPER_HOUSE),
+    "ellm-threshold": (PPO, "--pair-choice", "threshold"),
+    "dqn-oracle": (DQN, *ORACLE),
+    "dqn-ellm": (DQN,),
+    "dqn-novelty": (DQN, *NOVELTY),
 }
 METHODS |= {
     f"house{task}-{name}": Method(

@@ -95,7 +95,13 @@ class GoalArgs(TextArgs):
     extrinsic_coef: Weight = 0.0
     """weight of the game's own reward beside the goals'"""
     wrong_reward: Penalty = 0.0
-    """reward of a step that has a caption, but that of no suggested goal; housekeep: -0.1"""
+    """reward of a step that has a caption, but reaches no suggested goal; housekeep: -0.1"""
+    goal_view: bool = False
+    """also read where what the goals name was seen, from where the agent is (housekeep)"""
+    approach_coef: Weight = 0.0
+    """weight of coming nearer to what the goals name, as potential-based shaping; housekeep: 1"""
+    discovery_coef: Weight = 0.0
+    """reward of whatever the episode sees for the first time; housekeep: 0.2"""
     uniform_goals: Count = 5
     """goals drawn at each step by --goal-source uniform"""
     grounding: bool = False
@@ -142,6 +148,9 @@ class GoalArgs(TextArgs):
     pair_scoring: Literal["recipe", "yes-no"] = "recipe"
     """how the pairs form asks where things belong: by likelihoods, or one question for each pair
     (the paper's)"""
+    pair_choice: Literal["best", "threshold"] = "best"
+    """where a thing is put by those likelihoods: in the best place there is, or in all above a
+    threshold (the paper's)"""
 
     @property
     def per_scene(self) -> bool:
@@ -162,6 +171,17 @@ class GoalArgs(TextArgs):
     def reads_goals(self) -> bool:
         """Whether the policy reads the goals."""
         return self.goal_conditioned and self.goal_source != "none"
+
+    @property
+    def guides(self) -> bool:
+        """Whether the world is asked where the goals' things are."""
+        wanted = self.goal_view or self.approach_coef or self.discovery_coef
+        return bool(wanted) and self.goal_source != "none" and not self.pays_actions
+
+    @property
+    def tracks_goals(self) -> bool:
+        """Whether it must be known within a rollout which goals are reached."""
+        return self.reads_goals or self.guides
 
     @property
     def reads_scenes(self) -> bool:

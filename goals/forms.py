@@ -35,7 +35,8 @@ def make_form(
         ways = args.closed_scoring, args.closed_calibration
         return Closed(world, args.prompt, model, *ways, answered=answered)
     if args.goal_form == "pairs":
-        return PairsForm(world, args.prompt, model, args.pair_scoring, answered=answered)
+        scoring, choice = args.pair_scoring, args.pair_choice
+        return PairsForm(world, args.prompt, model, scoring, choice=choice, answered=answered)
     return RulesForm(world, args.prompt, model, answered=answered)
 
 

@@ -48,9 +48,11 @@ Answers = Callable[..., dict[str, str]]
 class PairsForm:
     """Ask where each thing of a world belongs, and compile the world's rules of it.
 
-    scoring: "recipe" or "yes-no". After `prepare`: scores float64 [T, P], NaN where nobody has
-    answered; belongs bool [T, P]; rules; known, the share of pairs with an answer. A thing of which
-    nothing is known belongs wherever it is.
+    scoring: "recipe" or "yes-no". choice: which places a thing is put in by the recipe's scores,
+    the "best" of those that there are, or all above a "threshold". After `prepare`: scores float64
+    [T, P], NaN where nobody has answered; right, bool [T, P], where things are to be put, and
+    wrong, from where they are to be taken; rules; known, the share of pairs with an answer. A thing
+    of which nothing is known is right wherever it is.
 
     prompts: each prompt file's hash by kind. answered: see `newest_versions`. The files are the
     newest `prompt`_<kind>_v<k>.txt, by default those of the world. Raises UserError if one is
@@ -64,9 +66,11 @@ class PairsForm:
         model: str = "",
         scoring: str = "recipe",
         recipe: Recipe | None = None,
+        choice: str = "best",
         answered: Collection[str] = (),
     ):
         self.world, self.scoring = _with_pairs(world), scoring
+        self.takes_best = choice == "best" and scoring == "recipe"
         self.recipe = recipe or find_recipe(world.recipes, model)
         prefix = Path(prompt or world.prompts / f"{world.name}_pairs")
         placeholders = PLACEHOLDERS[scoring]
@@ -80,7 +84,7 @@ class PairsForm:
     @property
     def plausible(self) -> np.ndarray:
         """Return which pairs are said to belong together, bool [T, P]."""
-        return self.belongs
+        return self.right
 
     def prepare(self, answers: Answers) -> None:
         """Ask, and compile `rules`.
@@ -90,8 +94,15 @@ class PairsForm:
         self.scores = self.judge(answers, self.things)
         is_known = ~np.isnan(self.scores)
         self.known = float(is_known.mean())
-        self.belongs = self.choose(self.scores) | ~is_known.any(1, keepdims=True)
-        self.rules = Rules(*self.world.rules_of(self.belongs))
+        right = self.choose(self.scores)
+        wrong = ~right
+        if self.takes_best:
+            here = np.where(is_known & self.world.places_here, self.scores, -np.inf)
+            right = (here == here.max(1, keepdims=True)) & (here > -np.inf)
+            wrong = (self.scores < self.recipe.wrong_threshold) & ~right
+        is_asked = is_known.any(1, keepdims=True)
+        self.right, self.wrong = right | ~is_asked, wrong & is_asked
+        self.rules = Rules(*self.world.rules_of(self.wrong, self.right))
 
     def judge(self, answers: Answers, things: Sequence[str]) -> np.ndarray:
         """Ask where things belong; return scores float64 [T, P], NaN where nothing is known.

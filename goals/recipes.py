@@ -9,13 +9,15 @@ class Recipe:
     """Thresholds of calibrated scores, in standard deviations.
 
     They are those of sensible goals, of needs, and of the closed form's goals; and, in worlds with
-    pairs, of a thing and a place that belong together. None: each thing's best places.
+    pairs, above which a thing belongs in a place (None: in its best places), and below which it
+    does not, where it is put in its best place alone.
     """
 
     sensible_threshold: float
     need_threshold: float
     closed_threshold: float
     pair_threshold: float | None = None
+    wrong_threshold: float = 0.0
 
 
 def find_recipe(recipes: Mapping[str, Mapping[str, float]], model: str) -> Recipe:

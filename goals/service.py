@@ -19,6 +19,7 @@ from goals.background import AnswerScenes, Background
 from goals.closed import Closed
 from goals.embeddings import Embeddings
 from goals.forms import Form, is_answer, make_form
+from goals.guidance import check_guide
 from goals.pairs import PairsForm
 from goals.rules import RulesForm, check_plausible
 from goals.scene_tables import SceneTables, build_tables, embeds_goals
@@ -63,6 +64,7 @@ class GoalService:
         self.prompt_mask = world.prompt_mask(args.prompt_scope if is_goal_args else "full")
         if is_goal_args:
             _check(args)
+            check_guide(args, world)
         self.store = Store(args.store)
         self._sources = Sources()
         self.form: Form | None = None  # of asking, if anybody is asked

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lab.errors import UserError
-from lab.ranges import Count, CountOrNone, Ranged, Seed
+from lab.ranges import Count, CountOrNone, Ranged, Seed, Share
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class RunArgs(Ranged):
     """directory of the run, resumed if it has the same configuration; default: new, under runs/"""
     total_timesteps: Count = 1_500_000
     """length of the training [env steps], rounded down to updates"""
+    exploring_starts: Share = 0.0
+    """share of the training's episodes that begin in the midst of things; housekeep: 0.5"""
     checkpoint_every: Count = 100  # time between checkpoints [updates]; the last update has one
     evaluate_episodes: CountOrNone = 64  # episodes played after the training; 0: none
     evaluate_every: CountOrNone = 0

@@ -17,6 +17,7 @@ from goals.service import GoalService
 from lab.cli import parse
 from lab.errors import UserError
 from lab.run import read_json
+from tests.toy.world import ToyWorld
 from worlds import make_world
 from worlds.housekeep.agent import PlainHouse, plan
 from worlds.housekeep.houses import (
@@ -29,12 +30,13 @@ from worlds.housekeep.houses import (
 )
 from worlds.housekeep.places import PLACES, colours
 from worlds.housekeep.truth import SPLITS
-from worlds.housekeep.world import ACTIONS, DEFAULTS, GRAB, Housekeep, reference_things
+from worlds.housekeep.world import ACTIONS, DEFAULTS, FAR, GRAB, Housekeep, reference_things
+from worlds.vector import VectorWorld
 from worlds.world import WorldArgs
 
 NUM_STEPS = 2_000
 WANDERING, BUSY = (0.5, 0.1, 0.1, 0.12, 0.12, 0.06), (0.15, 0.05, 0.05, 0.05, 0.05, 0.65)
-FIRST_OBJECTS = ["dirty glass", "dirty strainer", "teapot", "plaid bed sheet"]
+FIRST_OBJECTS = ["brush", "dirty strainer", "teapot", "plaid bed sheet"]
 TASKS = ("1", "4", "valid:5", "test:0", "train:11")
 
 
@@ -229,7 +231,8 @@ def test_the_truth_as_rules_is_the_oracle(world):
     """What a model is asked is where things belong: told the truth, its goals are the oracle's."""
     truth = find_truth()
     rows = [truth.objects.index(thing) for thing in world.things]
-    sensible, needs, alternatives = world.rules_of(truth.belongs[rows])
+    right = truth.belongs[rows]
+    sensible, needs, alternatives = world.rules_of(~right, right)
     *_, scenes, oracle = jax.device_get(play(world, busy_actions(world.house, 3)))
     bits = np.stack([np.isin(world.facts, true_facts(world, scene)) for scene in scenes[::10]])
     has_all = (~needs[None] | bits[:, None]).all(-1)
@@ -241,7 +244,8 @@ def test_the_truth_as_rules_is_the_oracle(world):
 
 def test_what_belongs_everywhere_is_never_to_be_picked_up():
     world = Housekeep()
-    sensible = world.rules_of(np.ones((len(world.things), len(world.places)), bool))[0]
+    everywhere = np.ones((len(world.things), len(world.places)), bool)
+    sensible = world.rules_of(~everywhere, everywhere)[0]
     assert not sensible.any()
 
 
@@ -256,6 +260,77 @@ def test_a_scene_in_words():
     world = Housekeep()
     said = world.describe(np.asarray(world.scene(world.reset(None))))
     assert said.startswith("You have seen ") and said.endswith("Your hand is empty.")
+
+
+# GUIDANCE
+def test_the_guide_leads_to_the_goals_of_an_untidy_house(world):
+    """Whoever does what brings it nearer, grabs and releases where it says so, tidies a house."""
+    house, act = world.house, jax.jit(lambda state, action: world.step(None, state, action))
+    start, state = jnp.array(house.start), world.reset(None)
+    state = state.replace(
+        seen_receptacles=jnp.ones_like(state.seen_receptacles), seen_in=start, first_in=start
+    )
+    picks = slice(1, 1 + len(house.objects))
+
+    @jax.jit
+    def look(state):
+        goals, numbers = world.oracle(state), np.arange(len(house.objects))
+        is_right = jnp.array(house.right)[numbers, state.place] & (state.place >= 0)
+        return world.guide(state, goals.at[picks].set(goals[picks] & ~is_right))
+
+    num_receptacles, score = len(house.receptacles), 0.0
+    for _ in range(world.max_episode_steps):
+        guide = jax.device_get(look(state))
+        grabs, releases, is_any = guide.view[num_receptacles : num_receptacles + 3]
+        assert is_any and guide.found == num_receptacles + len(house.objects)
+        if grabs or releases:
+            assert guide.nearness == 1.0
+            state, transition = act(state, GRAB)
+            assert transition.caption > 0
+            score = transition.score
+        else:
+            following = [act(state, action)[0] for action in range(GRAB)]
+            nearness = [float(look(after).nearness) for after in following]
+            assert max(nearness) == guide.nearness + 1 / FAR, "one action nearer"
+            state = following[int(np.argmax(nearness))]
+        if score == 1.0:
+            return
+    raise AssertionError("not tidy")
+
+
+def test_the_guide_knows_no_more_than_was_seen(world):
+    state, num_receptacles = world.reset(None), len(world.house.receptacles)
+    nowhere, goals = jnp.full_like(state.seen_in, -1), jnp.ones(len(world.captions), bool)
+    unseen = state.replace(seen_in=nowhere, first_in=nowhere)
+    guide = world.guide(unseen, goals)
+    assert not guide.view[:num_receptacles].any() and guide.nearness == 0
+    assert guide.found == unseen.seen_receptacles.sum()
+    nothing = world.guide(state, ~goals)
+    assert not nothing.view.any() and nothing.nearness == 0
+
+
+def test_exploring_starts_are_sound_and_only_where_they_are_wanted(world):
+    keys = jax.random.split(jax.random.key(0), 200)
+    states = jax.device_get(jax.vmap(world.reset_anywhere)(keys))
+    cells, held = states.pose // 4, states.held >= 0
+    assert not world.house.solid.ravel()[cells].any() and len(set(cells)) > 40
+    assert 60 < held.sum() < 140 and 60 < states.seen_receptacles.all(1).sum() < 140
+    np.testing.assert_array_equal((states.place == -1).sum(1), held)
+    rows = np.flatnonzero(held)
+    first_in = states.first_in[rows, states.held[rows]]
+    stay = (states.place == world.house.start) | (states.place == -1)
+    is_mixed = ~stay.all(1)
+    assert 60 < is_mixed.sum() < 140
+    stood = first_in == world.house.start[states.held[rows]]
+    assert stood[~is_mixed[rows]].all() and not stood[is_mixed[rows]].all()
+    assert all(len(set(place)) == len(place) for place in states.place)
+
+    envs = VectorWorld(world, 200, 16, stagger=False, exploring_starts=0.5)
+    begun = jax.device_get(envs.reset(jax.random.key(1)).states)
+    as_ever = begun.pose == jax.device_get(world.reset(None).pose)
+    assert 60 < as_ever.sum() < 140
+    with pytest.raises(UserError, match="world toy has no --exploring-starts: give 0"):
+        VectorWorld(ToyWorld(), 2, 16, exploring_starts=0.5)
 
 
 # THE ORACLE AGENT
@@ -275,10 +350,11 @@ def test_its_defaults_hold_in_every_script_unless_a_preset_or_the_user_says_othe
         return parse(script.Args, lambda args: script.PRESETS[args.preset], words)
 
     args = given(ellm_ppo, "--env", "housekeep")
-    assert (args.goal_form, args.wrong_reward, args.total_timesteps) == ("pairs", -0.1, 4_000_000)
+    assert (args.goal_form, args.wrong_reward, args.total_timesteps) == ("pairs", -0.1, 3_000_000)
     args = given(ellm_ppo, "--env", "housekeep", "--preset", "gpu", "--wrong-reward", "0")
     assert (args.wrong_reward, args.gamma, args.total_timesteps) == (0.0, 0.995, 50_000_000)
-    assert given(ppo, "--env", "housekeep").ent_coef == 0.02
+    assert (args.num_envs, args.hidden_size, args.approach_coef) == (1024, 512, 1.0)
+    assert given(ppo, "--env", "housekeep").exploring_starts == 0.5
     assert given(ellm_dqn, "--env", "housekeep").goal_form == "pairs"
     assert given(ellm_ppo, "--env", "crafter") == ellm_ppo.Args()
 
@@ -304,14 +380,11 @@ def test_one_right_place_is_enough_but_every_caption_is_new_once(tmp_path, sourc
 
 def test_the_default_command_trains_on_recorded_judgement(tmp_path, capsys):
     args = ellm_ppo.Args(
-        **{name: value for name, value in DEFAULTS.items() if name != "total_timesteps"},
+        **DEFAULTS
+        | {"total_timesteps": 4 * 8 * 3, "num_envs": 4, "num_minibatches": 2, "hidden_size": 16},
         env="housekeep",
         task="3",
-        total_timesteps=4 * 8 * 3,
-        num_envs=4,
         num_steps=8,
-        num_minibatches=2,
-        hidden_size=16,
         evaluate_episodes=2,
         film=True,
         compilation_cache=False,

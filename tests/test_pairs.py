@@ -66,7 +66,7 @@ def store(tmp_path):
 
 def prepared(store, model, on_missing="error", **options):
     """Return a form that has asked a model, or with None looked into the store."""
-    form = PairsForm(Room(), **{"recipe": RECIPE, **options})
+    form = PairsForm(Room(), **{"recipe": RECIPE, "choice": "threshold", **options})
     form.prepare(Asker("scripted@0", store, model, on_missing=on_missing).answers)
     return form
 
@@ -178,7 +178,7 @@ def test_another_thing_asks_no_more_than_itself(store, monkeypatch):
     )
     form = prepared(store, model)
     assert len(model.asked) - asked == 1 + 2 * 3
-    assert form.belongs[[0, 4, 5]].tolist() == [*RIGHT[[0, 0]].tolist(), RIGHT[1].tolist()]
+    assert form.right[[0, 4, 5]].tolist() == [*RIGHT[[0, 0]].tolist(), RIGHT[1].tolist()]
 
 
 def test_by_yes_or_no_every_pair_is_a_question(store):
@@ -187,7 +187,7 @@ def test_by_yes_or_no_every_pair_is_a_question(store):
     assert [last_line(prompt) for prompt in model.asked] == [
         f"The {thing}: in the {place}?" for thing in THINGS for place in PLACES
     ]
-    assert form.belongs.tolist() == RIGHT.tolist()
+    assert form.right.tolist() == RIGHT.tolist()
     np.testing.assert_array_equal(form.scores, np.where(RIGHT, 2.0, -1.0))
     assert set(form.prompts) == {"yesno"}
 
@@ -218,7 +218,7 @@ def test_what_can_be_used_of_an_answer():
 
 def test_a_model_that_knows_the_house_is_believed(store):
     form = prepared(store, ScriptedModel(knows, likely))
-    assert form.belongs.tolist() == form.plausible.tolist() == RIGHT.tolist()
+    assert form.right.tolist() == form.plausible.tolist() == RIGHT.tolist()
     assert form.scores.shape == (4, 3) and form.scores[RIGHT].min() > form.scores[~RIGHT].max()
 
 
@@ -252,9 +252,22 @@ def test_what_is_not_known_takes_nothing_from_the_rest():
 def test_without_a_threshold_the_best_two_places_count(store):
     recipe = Recipe(0.0, 0.0, 0.0)
     form = prepared(store, ScriptedModel(knows, likely), recipe=recipe)
-    assert form.belongs.sum(1).tolist() == [2] * 4 and (form.belongs | ~RIGHT).all()
+    assert form.right.sum(1).tolist() == [2] * 4 and (form.right | ~RIGHT).all()
     scores = np.array([[3.0, 1.0, 2.0], [0.0, np.nan, np.nan], [np.nan] * 3])
     assert form.choose(scores).tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]
+
+
+def test_a_thing_is_put_in_the_best_place_there_is(store, monkeypatch):
+    scores = np.array([[3.0, 1.0, -1.0], [-1.0, -2.0, np.nan], [0.5, 0.5, 2.0], [np.nan] * 3])
+    monkeypatch.setattr(PairsForm, "judge", lambda self, answers, things: scores)
+    form = prepared(store, None, choice="best")
+    assert form.right.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1], [1, 1, 1]]
+    assert form.wrong.tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
+    monkeypatch.setattr(Room, "places_here", np.array([False, True, True]))
+    form = prepared(store, None, choice="best")
+    assert form.right.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
+    form = prepared(store, None, choice="threshold")
+    assert form.right[0].tolist() == [1, 1, 0] and form.wrong.tolist() == (~form.right).tolist()
 
 
 def test_a_thing_that_nobody_answered_about_stays_where_it_is(store):
@@ -262,14 +275,14 @@ def test_a_thing_that_nobody_answered_about_stays_where_it_is(store):
     prepared(store, model)
     with pytest.raises(UserError, match="no stored answer of scripted@0 for 4 question"):
         prepared(store, None, scoring="yes-no")
-    form = PairsForm(Room(), recipe=RECIPE)
+    form = PairsForm(Room(), recipe=RECIPE, choice="threshold")
     form.things = (*THINGS, "ring")
     form.prepare(Asker("scripted@0", store, on_missing="no-goals").answers)
-    assert np.isnan(form.scores[4]).all() and form.belongs[4].all()
-    assert form.known == pytest.approx(0.8) and form.belongs[:4].tolist() == RIGHT.tolist()
+    assert np.isnan(form.scores[4]).all() and form.right[4].all()
+    assert form.known == pytest.approx(0.8) and form.right[:4].tolist() == RIGHT.tolist()
     for raw in ("", "no scores", pack_scores([1.0])):
         form.prepare(lambda *_, raw=raw: dict.fromkeys(THINGS, raw))
-        assert form.known == 0.0 and form.belongs.all()
+        assert form.known == 0.0 and form.right.all()
 
 
 def test_an_answer_of_which_too_little_is_known_is_none():
@@ -354,7 +367,7 @@ def test_recorded_answers_are_complete_and_make_sense(path):
             form = PairsForm(Housekeep(task), model=model)
             form.prepare(answers)
             assert form.known == 1.0
-        belongs = form.belongs[form.things.index("red apple")]
+        belongs = form.right[form.things.index("red apple")]
         assert "fridge" in {form.places[i] for i in np.flatnonzero(belongs)}
         table = read_twc()
         tested = [table.objects[i] for i in np.flatnonzero(table.split == SPLITS.index("test"))]

@@ -339,7 +339,9 @@ def test_moves_are_of_the_states_before_and_after_each_action(tmp_path, learner)
     script, world = SCRIPTS[learner], TellingWorld()
     fields = {"text_observation": "facts", "noveld": True}
     setup, service, state, buffers = begin(script, world, tmp_path, **fields)
-    pool = [jax.tree.map(lambda x, i=i: x[i], state.envs.pool) for i in range(setup.envs.pool_size)]
+    pool = [
+        jax.tree.map(lambda x, i=i: x[i], state.envs.pool[0]) for i in range(setup.envs.pool_size)
+    ]
     states = [jax.tree.map(lambda x, n=n: x[n], state.envs.states) for n in range(4)]
     step, see, tell = jax.jit(world.step), jax.jit(world.observe), jax.jit(world.scene)
     taken, terminations, truncations = 0, 0, 0

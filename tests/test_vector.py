@@ -59,7 +59,7 @@ def _ready(n, p, stagger=False):
 
 def test_ends_are_told_apart_and_nothing_is_lost():
     vector, vs, advance, reset_done = _ready(12, 64)
-    pool = np.asarray(vs.pool.serial)
+    pool = np.asarray(vs.pool[0].serial)
     key = jax.random.PRNGKey(1)
     for _ in range(4):
         vs, tr = advance(key, vs, jnp.zeros(12, jnp.int32))
@@ -100,7 +100,7 @@ def test_achievements_of_short_episodes_do_not_leak():
 
 def test_an_exhausted_pool_is_counted_and_reused():
     vector, vs, advance, reset_done = _ready(7, 3)
-    pool = np.asarray(vs.pool.serial)
+    pool = np.asarray(vs.pool[0].serial)
     vs = reset_done(vs, jnp.ones(7, bool))
     assert np.asarray(vs.states.serial).tolist() == pool[np.arange(7) % 3].tolist()
     assert int(vs.exhausted) == 4
@@ -114,12 +114,28 @@ def test_an_exhausted_pool_is_counted_and_reused():
 @pytest.mark.parametrize("used", [0, 1, 5, 16, 17, 40])
 def test_refill_replaces_what_was_used_and_only_that(used):
     vector, vs, _, reset_done = _ready(40, 40)
-    before = np.asarray(vs.pool.serial)
+    before = np.asarray(vs.pool[0].serial)
     vs = reset_done(vs, jnp.arange(40) < used)
     vs = jax.jit(vector.refill)(jax.random.PRNGKey(9), vs)
-    changed = np.asarray(vs.pool.serial) != before
+    changed = np.asarray(vs.pool[0].serial) != before
     assert changed.tolist() == [True] * used + [False] * (40 - used)
-    assert len(set(np.asarray(vs.pool.serial).tolist())) == 40 and int(vs.pool_next) == 0
+    assert len(set(np.asarray(vs.pool[0].serial).tolist())) == 40 and int(vs.pool_next) == 0
+
+
+def test_episodes_that_begin_in_the_midst_of_things_are_not_counted():
+    class Anywhere(Counting):
+        def reset_anywhere(self, key):
+            return self.reset(key).replace(serial=jnp.int32(-1))
+
+    vector = VectorWorld(Anywhere(), 100, 300, stagger=False, exploring_starts=0.3)
+    vs, counted = jax.jit(vector.reset)(jax.random.PRNGKey(0)), 0
+    for _ in range(3):
+        is_explored = np.asarray(vs.states.serial) == -1
+        assert 10 < is_explored.sum() < 60
+        np.testing.assert_array_equal(vs.counted, ~is_explored)
+        counted += 100 - is_explored.sum()
+        vs = vector.reset_done(vs, jnp.ones(100, bool))
+    assert int(vector.drain(vs)[1].episodes) == counted
 
 
 def test_staggered_first_episodes_are_spread_and_not_counted():

@@ -93,7 +93,7 @@ def test_what_asking_needs(world):
     for prefix, recipe in world.recipes.items():
         assert prefix == prefix.lower()
         needed = {"sensible_threshold", "need_threshold", "closed_threshold"}
-        assert needed <= set(recipe) <= needed | {"pair_threshold"}
+        assert needed <= set(recipe) <= needed | {"pair_threshold", "wrong_threshold"}
     assert world.prompts.is_dir() and world.recorded.name == "recorded"
 
 

@@ -37,7 +37,7 @@ class VectorState:
     """All there is to N worlds."""
 
     states: Any  # [N, ...], what the worlds are now
-    pool: Any  # [P, ...], fresh worlds
+    pool: tuple[Any, jax.Array]  # [P, ...], fresh worlds; bool [P], whether their episodes count
     pool_next: (
         jax.Array
     )  # int32 [], worlds taken from the pool since it was last full; may exceed P
@@ -46,7 +46,7 @@ class VectorState:
     episode_length: jax.Array  # int32 [N]
     score: jax.Array  # float32 [N], of the running episode
     achievements: jax.Array  # bool [N, K], unlocked in the running episode
-    counted: jax.Array  # bool [N], whether the running episode began at its beginning
+    counted: jax.Array  # bool [N], whether the running episode began as episodes do
     finished: EpisodeStats  # since the last `drain`
 
 
@@ -55,16 +55,20 @@ class VectorWorld:
     """N copies of a world. Advance them, look at the states reached, then reset those done.
 
     With `stagger` the first episodes begin at a random step of their time, so that time limits do
-    not fall on one step. These shortened episodes never enter the statistics. Raises UserError if
-    `num_envs` or `pool_size` is not positive.
+    not fall on one step. A share of the episodes, `exploring_starts` (Sutton and Barto, 2018,
+    section 5.3), begins in the midst of things. Neither ever enters the statistics. Raises
+    UserError if `num_envs` or `pool_size` is not positive, or the world has no such beginnings.
     """
 
     world: World
     num_envs: int
     pool_size: int
     stagger: bool = True
+    exploring_starts: float = 0.0
 
     def __post_init__(self):
+        if self.exploring_starts and not hasattr(self.world, "reset_anywhere"):
+            raise UserError(f"world {self.world.name} has no --exploring-starts: give 0")
         if self.num_envs < 1 or self.pool_size < 1:
             raise UserError(
                 "the number of environments and the size of the pool must be at least 1"
@@ -73,7 +77,7 @@ class VectorWorld:
     def reset(self, key: jax.Array) -> VectorState:
         """Begin N episodes and fill the pool."""
         states_key, pool_key, stagger_key = jax.random.split(key, 3)
-        states = self._generate(jax.random.split(states_key, self.num_envs))
+        states, counted = self._generate(jax.random.split(states_key, self.num_envs))
         if self.stagger:
             limit = self.world.max_episode_steps
             offsets = jax.random.randint(
@@ -90,7 +94,7 @@ class VectorWorld:
             episode_length=jnp.zeros(n, jnp.int32),
             score=jnp.zeros(n, jnp.float32),
             achievements=jnp.zeros((n, k), bool),
-            counted=jnp.full(n, not self.stagger),
+            counted=counted & (not self.stagger),
             finished=_no_episodes(k),
         )
 
@@ -125,7 +129,8 @@ class VectorWorld:
             score=before.score + jnp.where(ended, vs.score, 0.0).sum(),
             achievements=before.achievements + unlocked,
         )
-        states, taken = self._exchange(vs.states, vs.pool, vs.pool_next, done)
+        ours = vs.states, vs.counted
+        (states, counted), taken = self._exchange(ours, vs.pool, vs.pool_next, done)
         reused = jnp.maximum(taken - self.pool_size, 0)
         reused -= jnp.maximum(vs.pool_next - self.pool_size, 0)
         return vs.replace(
@@ -136,7 +141,7 @@ class VectorWorld:
             episode_length=jnp.where(done, 0, vs.episode_length),
             score=jnp.where(done, 0.0, vs.score),
             achievements=vs.achievements & ~done[:, None],
-            counted=vs.counted | done,
+            counted=counted,
             finished=finished,
         )
 
@@ -147,7 +152,7 @@ class VectorWorld:
         def replace(carry):
             start, pool = carry
             rows = start + jnp.arange(REFILL_BATCH)
-            fresh = jax.vmap(self.world.reset)(jax.vmap(jax.random.fold_in, (None, 0))(key, rows))
+            fresh = jax.vmap(self._begin)(jax.vmap(jax.random.fold_in, (None, 0))(key, rows))
             rows = jnp.where(rows < used, rows, self.pool_size)
             pool = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), pool, fresh)
             return start + REFILL_BATCH, pool
@@ -161,9 +166,18 @@ class VectorWorld:
         """Hand out the statistics of the episodes finished since the last call, and begin anew."""
         return vs.replace(finished=_no_episodes(len(self.world.achievements))), vs.finished
 
-    def _generate(self, keys: jax.Array) -> Any:
+    def _generate(self, keys: jax.Array) -> tuple[Any, jax.Array]:
         """Generate a world for each key; small batches are several times cheaper than one."""
-        return jax.lax.map(self.world.reset, keys, batch_size=REFILL_BATCH)
+        return jax.lax.map(self._begin, keys, batch_size=REFILL_BATCH)
+
+    def _begin(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        """Return a world, and whether its episode counts."""
+        if not self.exploring_starts:
+            return self.world.reset(key), jnp.ones((), bool)
+        chance_key, key = jax.random.split(key)
+        anywhere = jax.random.bernoulli(chance_key, self.exploring_starts)
+        states = self.world.reset_anywhere(key), self.world.reset(key)
+        return jax.tree.map(lambda x, y: jnp.where(anywhere, x, y), *states), ~anywhere
 
     def _exchange(
         self, states: Any, pool: Any, taken: jax.Array, done: jax.Array

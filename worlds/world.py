@@ -274,13 +274,49 @@ class PairsWorld(World, Protocol):
         """Names, [P], those that are not here included: a thing is asked about once for all."""
         ...
 
-    def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return which goals make sense if things belong in places as `belongs`, bool [T, P], says.
+    @property
+    def places_here(self) -> np.ndarray:
+        """Which places there are here, bool [P]."""
+        ...
 
-        They are the arrays of `goals.rules.Rules`: sensible bool [C]; needs bool [C, F], facts that
-        must all hold; alternatives bool [C, K, F], sets of facts of which one must hold.
-        `in_view_masks` hold besides.
+    def rules_of(
+        self, wrong: np.ndarray, right: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return which goals make sense: to take things from wrong places and to put them in right.
+
+        wrong, right: bool [T, P]. They are the arrays of `goals.rules.Rules`: sensible bool [C];
+        needs bool [C, F], facts that must all hold; alternatives bool [C, K, F], sets of facts of
+        which one must hold. `in_view_masks` hold besides.
         """
+        ...
+
+
+@struct.dataclass
+class Guide:
+    """Where what some captions name is, as far as the episode has seen it.
+
+    view: float32 [M], for the policy: where, and whether to act now would do one of them; nearness:
+    float32 [], how near the nearest is in steps, from 0 (far, or not known) to 1 (at hand); found:
+    float32 [], how much the episode has seen for the first time so far, of whatever is there.
+    """
+
+    view: jax.Array
+    nearness: jax.Array
+    found: jax.Array
+
+
+class GuidingWorld(World, Protocol):
+    """A world that tells how to come by its captions, for --goal-view and the like.
+
+    No other world needs these members.
+    """
+
+    def guide(self, state: Any, named: jax.Array) -> Guide:
+        """Return where is what the captions `named`, bool [C], name."""
+        ...
+
+    def reset_anywhere(self, key: jax.Array) -> Any:
+        """Begin an episode in the midst of things (--exploring-starts)."""
         ...
 
 

@@ -1,6 +1,6 @@
 """A world in terms of another, for subclasses that change some of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from worlds.world import Transition, World
+from worlds.world import Guide, Transition, World
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,22 @@ class WorldWrapper:
     def places(self) -> tuple[str, ...]:
         return self.world.places
 
-    def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.world.rules_of(belongs)
+    @property
+    def places_here(self) -> np.ndarray:
+        return self.world.places_here
+
+    def rules_of(
+        self, wrong: np.ndarray, right: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.world.rules_of(wrong, right)
+
+    @property
+    def guide(self) -> Callable[[Any, jax.Array], Guide]:
+        return self.world.guide
+
+    @property
+    def reset_anywhere(self) -> Callable[[jax.Array], Any]:
+        return self.world.reset_anywhere
 
     def reset(self, key: jax.Array) -> Any:
         return self.world.reset(key)

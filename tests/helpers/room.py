@@ -23,17 +23,19 @@ class Room(ToyWorld):
     captions = ("nothing", *(f"pick up {thing}" for thing in own))
     captions += tuple(f"put {thing} in {place}" for thing in own for place in PLACES)
 
-    def rules_of(self, belongs):
+    places_here = np.ones(len(PLACES), bool)
+
+    def rules_of(self, wrong, right):
         sensible = np.ones(len(self.captions), bool)
         sensible[0] = False
         needs = np.zeros((len(self.captions), len(self.facts)), bool)
         alternatives = np.zeros((len(self.captions), 1, len(self.facts)), bool)
         for row, thing in enumerate(self.own):
-            wrong = [f"{thing} in {PLACES[place]}" for place in np.flatnonzero(~belongs[row])]
+            stands = [f"{thing} in {PLACES[place]}" for place in np.flatnonzero(wrong[row])]
             pick = self.captions.index(f"pick up {thing}")
-            alternatives[pick, 0, [self.facts.index(fact) for fact in wrong]] = True
-            sensible[pick] = bool(wrong)
-            for place, is_home in zip(PLACES, belongs[row], strict=True):
+            alternatives[pick, 0, [self.facts.index(fact) for fact in stands]] = True
+            sensible[pick] = bool(stands)
+            for place, is_home in zip(PLACES, right[row], strict=True):
                 put = self.captions.index(f"put {thing} in {place}")
                 sensible[put], needs[put, self.facts.index(f"hold {thing}")] = is_home, True
         return sensible, needs, alternatives

@@ -20,7 +20,6 @@ NUM_RECEPTACLES, NUM_OBJECTS, NUM_MISPLACED = (28, 42), (7, 10), (3, 5)  # from,
 ROOM_HEIGHT, LEAST_WIDTH, INNER_WIDTH = 3, 3, 12  # cells; three rooms share the inner width
 CORRIDOR_HEIGHT = 2
 STACKED = 0.6  # chance that furniture goes above or below what stands there, if that can be
-MOST_AT_FIRST = 2  # objects in a receptacle at first
 ATTEMPTS = 200
 
 
@@ -246,15 +245,14 @@ def _fill(
     number = int(rng.integers(NUM_MISPLACED[0], NUM_MISPLACED[1] + 1))
     misplaced = rng.permutation(len(things)) < number
     start = np.zeros(len(things), np.int32)
-    inside = np.zeros(len(receptacles), int)
-    most = np.minimum([receptacle.capacity for receptacle in receptacles], MOST_AT_FIRST)
+    is_free = np.ones(len(receptacles), bool)  # nothing lies below anything at first
     for thing, is_wrong in enumerate(misplaced):
         cells = np.flatnonzero(right[thing] != is_wrong)
-        roomy = cells[inside[cells] < most[cells]]
-        if not len(roomy):
+        cells = cells[is_free[cells]]
+        if not len(cells):
             return None
-        start[thing] = rng.choice(roomy)
-        inside[start[thing]] += 1
+        start[thing] = rng.choice(cells)
+        is_free[start[thing]] = False
     if not _has_room(right, [receptacle.capacity for receptacle in receptacles]):
         return None
     solid = plan.walls

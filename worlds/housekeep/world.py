@@ -23,6 +23,7 @@ from worlds.housekeep.view import SIZE, View, film_picture, first_person, make_v
 from worlds.world import (
     PROMPTS,
     RECORDED,
+    Guide,
     Transition,
     WorldArgs,
     choose_options,
@@ -37,13 +38,24 @@ START_LEVEL = LEVELS.index("table")
 DEFAULTS = {  # the discount: a house takes over a hundred steps to tidy
     "goal_form": "pairs",
     "wrong_reward": -0.1,
-    "total_timesteps": 4_000_000,
+    "goal_view": True,
+    "approach_coef": 1.0,
+    "discovery_coef": 0.2,
+    "exploring_starts": 0.5,
+    # One house, whose goals the goal view shows: words say nothing new (and the paper reads none).
+    "goal_conditioned": False,
+    "text_observation": "none",
+    "total_timesteps": 3_000_000,
+    "num_envs": 128,
+    "num_minibatches": 16,
+    "hidden_size": 128,
     "gamma": 0.995,
     "gae_lambda": 0.95,
     "ent_coef": 0.02,
 }
 NUM_REFERENCES = 40
 UNIT = 16  # cells; distances are multiples of 1/16, which float16 holds exactly
+FAR = 128  # actions; what is farther away is no nearer than what was never seen
 
 
 @struct.dataclass
@@ -161,6 +173,34 @@ class Housekeep:
         )
         return self._look(state)
 
+    def reset_anywhere(self, key: jax.Array) -> State:
+        """Begin at any place and heading; each half the time all things are mixed up among the
+        receptacles, one is in hand, all the furniture was seen.
+
+        Where the thing was taken from counts as seen.
+        """
+        cell_key, heading_key, level_key, key = jax.random.split(key, 4)
+        thing_key, hand_key, seen_key, mixed_key, place_key = jax.random.split(key, 5)
+        state, (num_objects, num_receptacles) = self.reset(key), self.house.right.shape
+        anywhere = jax.random.permutation(place_key, num_receptacles)[:num_objects]
+        is_mixed = jax.random.bernoulli(mixed_key)
+        state = state.replace(place=jnp.where(is_mixed, anywhere, state.place))
+        free = jnp.array(np.flatnonzero(~self.house.solid))
+        cell = jax.random.choice(cell_key, free)
+        thing = jax.random.randint(thing_key, (), 0, num_objects)
+        is_held = (jnp.arange(num_objects) == thing) & jax.random.bernoulli(hand_key)
+        known = jnp.where(is_held, state.place, -1)
+        state = state.replace(
+            pose=(cell * 4 + jax.random.randint(heading_key, (), 0, 4)).astype(jnp.int32),
+            level=jax.random.randint(level_key, (), 0, len(LEVELS), jnp.int32),
+            held=jnp.where(is_held.any(), thing, -1).astype(jnp.int32),
+            place=jnp.where(is_held, -1, state.place),
+            seen_receptacles=jnp.full_like(state.seen_receptacles, jax.random.bernoulli(seen_key)),
+            seen_in=known,
+            first_in=known,
+        )
+        return self._look(state)
+
     def step(self, key: jax.Array, state: State, action: jax.Array) -> tuple[State, Transition]:
         """Take one action, int [] below A. Nothing is reset."""
         del key
@@ -273,6 +313,54 @@ class Housekeep:
         right = np.stack([ahead[..., 1], -ahead[..., 0]], -1)
         both = np.stack([(away * ahead).sum(-1), (away * right).sum(-1)], -1)
         return (both / UNIT).astype(np.float32)
+
+    @cached_property
+    def _steps_to(self) -> np.ndarray:
+        """How many actions bring each pose to face each receptacle, looks aside, float32 [P, R]."""
+        poses = np.arange(len(self.house.forward))
+        left, right = ((poses - poses % 4) + (poses % 4 + turn) % 4 for turn in (3, 1))
+        following = np.stack([self.house.forward, left, right])
+        is_facing = (self.house.faced[..., None] == np.arange(len(self.house.receptacles))).any(1)
+        steps = np.where(is_facing, 0, np.inf)
+        while True:
+            fewer = np.minimum(steps, steps[following].min(0) + 1)
+            if (fewer == steps).all():
+                return steps.astype(np.float32)
+            steps = fewer
+
+    def guide(self, state: State, named: jax.Array) -> Guide:
+        """Return where is what the captions `named`, bool [C], name.
+
+        The view: for each receptacle whether a named thing to pick up was last seen in it, or the
+        thing in hand is to be placed in it; that to grab or to release would do it now; whether
+        there is any such receptacle; and of the nearest, in actions, how far ahead and to the right
+        and how many levels up it is, and its nearness.
+        """
+        house, num_objects = self.house, len(self.house.objects)
+        picks, places = jnp.split(named[1:], [num_objects])
+        places = places.reshape(house.right.shape)
+        thing, is_free = jnp.maximum(state.held, 0), state.held < 0
+        numbers = jnp.arange(len(house.receptacles))[None]
+        stands = (state.seen_in[:, None] == numbers) & picks[:, None]
+        is_target = jnp.where(is_free, stands.any(0), places[thing])
+
+        faced = jnp.array(house.faced)[state.pose, state.level]
+        inside = (state.place == faced) & (faced >= 0)
+        grabs = is_free & inside.any() & picks[self._top(state, inside)]
+        releases = ~is_free & (faced >= 0) & places[thing, faced]
+
+        levels = jnp.array(house.level) - state.level
+        away = jnp.array(self._steps_to)[state.pose] + jnp.abs(levels)
+        away = jnp.where(is_target, away, jnp.inf)
+        nearest, is_any = jnp.argmin(away), is_target.any()
+        where = jnp.array(self._offsets)[state.pose, nearest]
+        up = jax.nn.one_hot(levels[nearest] + len(LEVELS) - 1, 2 * len(LEVELS) - 1)
+        nearness = jnp.maximum(1.0 - away[nearest] / FAR, 0.0)
+        flags = jnp.stack([grabs, releases, is_any])
+        parts = is_target, flags, where * is_any, up * is_any, nearness[None]
+        view = jnp.concatenate(parts, dtype=jnp.float32)
+        found = state.seen_receptacles.sum() + (state.first_in >= 0).sum()
+        return Guide(view, nearness, found.astype(jnp.float32))
 
     def observe(self, state: State) -> jax.Array:
         """Return what the robot senses, float32 [D], or its picture uint8 [128, 128, 3].
@@ -397,7 +485,7 @@ class Housekeep:
     @property
     def meaningful(self) -> frozenset[str]:
         """Captions that make sense as goals in some state."""
-        sensible = self._rules_of(self.house.right)[0]
+        sensible = self._rules_of(~self.house.right, self.house.right)[0]
         return frozenset(np.array(self.captions, object)[sensible])
 
     @cached_property
@@ -418,22 +506,32 @@ class Housekeep:
         """All places of the table, here or not."""
         return find_truth(self.placements).places
 
-    def rules_of(self, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return `_rules_of` for what belongs where in all places, bool [T, P]."""
-        columns = [self.places.index(receptacle.place) for receptacle in self.house.receptacles]
-        return self._rules_of(belongs[: len(self.house.objects)][:, columns])
+    @property
+    def places_here(self) -> np.ndarray:
+        """Which places of the table there are in this house, bool [P]."""
+        return np.isin(self.places, [receptacle.place for receptacle in self.house.receptacles])
 
-    def _rules_of(self, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return which goals make sense and what they need if `right`, bool [O, R], is the truth.
+    def rules_of(
+        self, wrong: np.ndarray, right: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `_rules_of` for things in all places, bool [T, P] each."""
+        columns = [self.places.index(receptacle.place) for receptacle in self.house.receptacles]
+        things = slice(len(self.house.objects))
+        return self._rules_of(wrong[things][:, columns], right[things][:, columns])
+
+    def _rules_of(
+        self, wrong: np.ndarray, right: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return which goals make sense and what they need; wrong, right: bool [O, R].
 
         Sensible bool [C], needs bool [C, F], alternatives bool [C, 1, F]: with an empty hand pick
-        up what stood where it does not belong; place what is held, and stood so, where it belongs.
+        up what stood in a wrong place; place what is held, and stood so, in a right one.
         """
         num_objects, num_receptacles = right.shape
         picks = np.zeros((num_objects, len(self.facts)), bool)
         for thing in range(num_objects):
             stands = slice(thing * num_receptacles, (thing + 1) * num_receptacles)
-            picks[thing, stands] = ~right[thing]
+            picks[thing, stands] = wrong[thing]
         sensible = np.concatenate([[False], picks.any(1), (picks.any(1)[:, None] & right).ravel()])
         needs = self._none(len(self.captions))
         first_seen = num_objects * num_receptacles
@@ -450,7 +548,8 @@ class Housekeep:
     def _seen_and_held(self) -> tuple[np.ndarray, np.ndarray]:
         """Return for each pick-up where its thing may stand, for each placing that it is held."""
         num_objects, num_receptacles = self.house.right.shape
-        seen = self._rules_of(np.zeros_like(self.house.right))[2][1 : 1 + num_objects, 0]
+        nowhere = np.zeros_like(self.house.right)
+        seen = self._rules_of(~nowhere, nowhere)[2][1 : 1 + num_objects, 0]
         held = self._none(num_objects * num_receptacles)
         first_held = (num_objects + 1) * num_receptacles
         numbers = np.arange(num_objects * num_receptacles)
