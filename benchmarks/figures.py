@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.origin import RESULTS, ROOT
-from benchmarks.pretraining import BIN, HOUSES, IN_HOUSES, METHODS, ROWS, Group, read_rows
+from benchmarks.pretraining import BIN, HOUSES, IN_HOUSES, METHODS, ROWS, UNSEEN, Group, read_rows
 from lab.cli import run_cli
 from lab.errors import UserError
 from lab.plots import (
@@ -54,6 +54,7 @@ STYLES = {
     **{"ellm-lists": (5, 0), "ellm-lists-270m": (5, 1)},
     **{"ellm-goals": (4, 0), "ellm-scene": (4, 1), "ellm-blind": (4, 3)},
     **{"novelty": (2, 0), "novelty-paper": (2, 1), "uniform": (2, 2), "grounded": (2, 3)},
+    **{"oracle-paper": (6, 3), "ellm-paper": (0, 3), "ellm-threshold": (5, 2)},
     **{"rnd": (1, 0), "noveld": (1, 1), "rnd-blind": (1, 2), "apt": (3, 0), "apt-blind": (3, 2)},
 }
 # What should hold, by the paper or by what we add to it: the first is better than the second.
@@ -322,25 +323,46 @@ def standard_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def houses_table(methods: Methods) -> str:
-    """Return the final success in each house, mean over seeds, the best method first.
+    """Return the success in each task, in episodes after the training, the best method first.
 
-    Means over houses, of the final success and of the evaluation, only where all have been run.
+    Means over seeds. Over the tasks: the mean, and its interval over the seeds that all tasks have.
     """
     lines = []
     for name in IN_HOUSES:
-        found = [methods.get(f"house{task}-{name}", []) for task in HOUSES]
-        means = [scores(rows).mean() if rows else None for rows in found]
+        found = [_played(methods.get(f"house{task}-{name}", [])) for task in HOUSES]
         if any(found):
-            played = [mean_of(rows, "evaluation", "success_per_episode") for rows in found if rows]
-            numbers = sorted({len(rows) for rows in found if rows})
-            mean = np.mean([mean for mean in means if mean is not None])
+            means = [np.mean(list(played.values())) if played else None for played in found]
+            seeds = sorted(set.intersection(*map(set, found)))
+            by_seed = np.array([np.mean([played[seed] for played in found]) for seed in seeds])
+            numbers = sorted({len(played) for played in found if played})
             cells = [f"`{name}`", " or ".join(map(str, numbers))]
-            overall = (mean, np.mean(played)) if all(found) else (None, None)
-            cells += [_number(value, 2) for value in (*means, *overall)]
-            lines.append((mean, cells))
-    heads = ("method", "seeds", *(f"task {task}" for task in HOUSES), "mean", "evaluation")
+            cells += [_number(mean, 2) for mean in means]
+            cells += [_number(by_seed.mean(), 2) if seeds else "", _ends(_round(interval(by_seed)))]
+            lines.append((np.mean([mean for mean in means if mean is not None]), cells))
+    heads = ("method", "seeds", *(f"task {task}" for task in HOUSES), "mean", "95% interval")
     lines.sort(key=lambda line: -line[0])
     return markdown(heads, [cells for _, cells in lines]) if lines else NOT_RUN
+
+
+def unseen_table(methods: Methods) -> str:
+    """Return the success in generated houses with held-out things: the unit is the house."""
+    lines = []
+    for name in IN_HOUSES:
+        found = [_played(methods.get(f"unseen{n}-{name}", [])) for n in range(len(UNSEEN))]
+        means = np.array([np.mean(list(played.values())) for played in found if played])
+        if len(means):
+            ends = _ends(_round(interval(means)))
+            cells = [f"`{name}`", str(len(means)), _number(means.mean(), 2), ends]
+            cells.append(f"{means.min():.2f} to {means.max():.2f}")
+            lines.append((means.mean(), cells))
+    heads = ("method", "houses", "success", "95% interval", "lowest to highest")
+    lines.sort(key=lambda line: -line[0])
+    return markdown(heads, [cells for _, cells in lines]) if lines else NOT_RUN
+
+
+def _played(rows: Rows) -> dict[int, float]:
+    """Return the success of each seed in the episodes after its training."""
+    return {row["seed"]: row["evaluation"]["success_per_episode"] for row in rows}
 
 
 def claims_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -391,6 +413,7 @@ def all_tables(
         "claims": claims_table(table["comparisons"]),
         "accelerator": accelerator_table(accelerators),
         "housekeep": houses_table(houses),
+        "unseen": unseen_table(houses),
     }
 
 
@@ -457,7 +480,7 @@ def style(name: str) -> dict[str, Any]:
 
     A DQN twin is dashed; a run of other length, observation or regime looks like the usual one.
     """
-    base = re.sub(r"^(pixels|standard|house\d)-", "", name).removesuffix("-5m")
+    base = re.sub(r"^(pixels|standard|(house|unseen)\d)-", "", name).removesuffix("-5m")
     colour, dashes = STYLES[base.removeprefix("dqn-")]
     dashes = 1 if base.startswith("dqn-") else dashes
     return {"color": COLOURS[colour], "linestyle": DASHES[dashes]}

@@ -118,6 +118,7 @@ METHODS = {  # in the order of their worth
     "ellm-5m": Method("long", (PPO,), (1,), 5 * MILLION),
 }
 HOUSES = ("1", "2", "3", "4")  # the tasks of Housekeep
+UNSEEN = tuple(f"test:{number}" for number in range(8))  # houses with held-out things
 IN_HOUSES = {
     "oracle": (PPO, *ORACLE),
     "ellm": (PPO,),
@@ -140,6 +141,13 @@ METHODS |= {
     )
     for name, command in IN_HOUSES.items()
     for task in HOUSES
+}
+METHODS |= {
+    f"unseen{number}-{name}": Method(
+        "housekeep", (*IN_HOUSES[name], "--env", "housekeep", "--task", task), (1,), HOUSE_STEPS
+    )
+    for number, task in enumerate(UNSEEN)
+    for name in ("oracle", "ellm", "novelty")
 }
 
 
