@@ -45,7 +45,7 @@ Group = Literal["ppo", "dqn", "standard", "housekeep", "pixels", "long"]
 # Groups that begin when all others are done.
 LAST: tuple[Group, ...] = ("housekeep", "pixels", "long")
 MILLION = 1_000_000
-HOUSE_STEPS = 3 * MILLION
+HOUSE_STEPS = 4 * MILLION
 
 
 class Method(NamedTuple):

@@ -350,7 +350,7 @@ def test_its_defaults_hold_in_every_script_unless_a_preset_or_the_user_says_othe
         return parse(script.Args, lambda args: script.PRESETS[args.preset], words)
 
     args = given(ellm_ppo, "--env", "housekeep")
-    assert (args.goal_form, args.wrong_reward, args.total_timesteps) == ("pairs", -0.1, 3_000_000)
+    assert (args.goal_form, args.wrong_reward, args.total_timesteps) == ("pairs", -0.1, 4_000_000)
     args = given(ellm_ppo, "--env", "housekeep", "--preset", "gpu", "--wrong-reward", "0")
     assert (args.wrong_reward, args.gamma, args.total_timesteps) == (0.0, 0.995, 50_000_000)
     assert (args.num_envs, args.hidden_size, args.approach_coef) == (1024, 512, 1.0)

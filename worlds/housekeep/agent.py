@@ -30,7 +30,7 @@ class PlainHouse:
         self.level = TABLE
         self.held = -1  # object in the hand, -1: none
         self.place = [int(receptacle) for receptacle in house.start]  # of each object, -1: held
-        self.placed_at = [0] * len(house.objects)  # timestep; of equals the later object is on top
+        self.placed_at = [0] * len(house.objects)  # timestep; of equals the first object is first
         self.seen_receptacles = [False] * len(house.receptacles)
         self.first_in = [-1] * len(house.objects)  # where each object was first seen, or -1
         self.timestep = 0
@@ -60,10 +60,10 @@ class PlainHouse:
         return caption
 
     def _grab(self) -> str:
-        stack = self.standing_in(self.faced)
-        if not stack:
+        things = self.standing_in(self.faced)
+        if not things:
             return "nothing"
-        self.held = stack[-1]
+        self.held = things[0]
         self.place[self.held] = -1
         return f"pick up the {self.house.objects[self.held]}"
 
@@ -114,7 +114,7 @@ class PlainHouse:
         return -1
 
     def standing_in(self, receptacle: int) -> list[int]:
-        """Return the objects in a receptacle, the one on top last; none in receptacle -1."""
+        """Return the objects in a receptacle, by how long they are in it; none in receptacle -1."""
         if receptacle < 0:
             return []
         objects = [thing for thing, place in enumerate(self.place) if place == receptacle]
@@ -177,7 +177,7 @@ class PlainHouse:
 
 # THE PLAN
 class _Trip(NamedTuple):
-    """To carry a thing that is on top of its receptacle into another."""
+    """To carry what is longest in its receptacle into another, or to put it back as the last."""
 
     thing: int
     start: int  # receptacle
@@ -271,10 +271,10 @@ def plan(house: House) -> list[int]:
 def _choose_trips(house: House, paths: _Paths, pose: int) -> list[_Trip]:
     """Search for the trips after which all stands right, those first that leave least to do."""
     capacity = [receptacle.capacity for receptacle in house.receptacles]
-    stacks: list[list[int]] = [[] for _ in house.receptacles]
+    queues: list[list[int]] = [[] for _ in house.receptacles]
     for thing, receptacle in enumerate(house.start):
-        stacks[receptacle].append(thing)
-    begin = tuple(map(tuple, stacks))
+        queues[receptacle].append(thing)
+    begin = tuple(map(tuple, queues))
     _check_room(house, capacity)
     # What is left to do, steps so far, a number that ends ties; then where all is.
     queue = [(_left(house, capacity, begin), 0, 0, begin, pose, TABLE, ())]
@@ -293,7 +293,7 @@ def _choose_trips(house: House, paths: _Paths, pose: int) -> list[_Trip]:
             after = _moved(now, start, end)
             if after in known:
                 continue
-            trip = paths.trip(pose, level, now[start][-1], start, end)
+            trip = paths.trip(pose, level, now[start][0], start, end)
             if trip is None:
                 continue
             if steps + trip.steps > MAX_STEPS:
@@ -307,31 +307,33 @@ def _choose_trips(house: House, paths: _Paths, pose: int) -> list[_Trip]:
     raise ValueError(f"no way was found to tidy the house{within}")
 
 
-def _moves(stacks: tuple, capacity: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield from which receptacle into which other a thing can be carried."""
-    room = [end for end, stack in enumerate(stacks) if len(stack) < capacity[end]]
-    for start in (start for start, stack in enumerate(stacks) if stack):
+def _moves(queues: tuple, capacity: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield from which receptacle into which a thing can be carried; alone it is not put back."""
+    room = [end for end, queue in enumerate(queues) if len(queue) < capacity[end]]
+    for start in (start for start, queue in enumerate(queues) if queue):
         yield from ((start, end) for end in room if end != start)
+        if len(queues[start]) > 1:
+            yield start, start
 
 
-def _moved(stacks: tuple, start: int, end: int) -> tuple:
-    after = list(stacks)
-    after[end] += (stacks[start][-1],)
-    after[start] = stacks[start][:-1]
+def _moved(queues: tuple, start: int, end: int) -> tuple:
+    after = list(queues)
+    after[start] = queues[start][1:]
+    after[end] += queues[start][:1]
     return tuple(after)
 
 
-def _left(house: House, capacity: list[int], stacks: tuple) -> int:
+def _left(house: House, capacity: list[int], queues: tuple) -> int:
     """Return how many trips are needed at least, about; 0 only if all stands right.
 
-    One for each wrong thing, one for each right thing on top of a wrong one, and one more for each
+    One for each wrong thing, one for each right thing before a wrong one, and one more for each
     wrong thing that finds no room in its right receptacles beside the others.
     """
-    room = [most - len(stack) for stack, most in zip(stacks, capacity, strict=True)]
+    room = [most - len(queue) for queue, most in zip(queues, capacity, strict=True)]
     left, wrong = 0, []
-    for receptacle, stack in enumerate(stacks):
+    for receptacle, queue in enumerate(queues):
         covered = False
-        for thing in stack:
+        for thing in reversed(queue):
             is_wrong = not house.right[thing, receptacle]
             wrong += [thing] if is_wrong else []
             covered |= is_wrong

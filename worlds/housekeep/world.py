@@ -45,7 +45,7 @@ DEFAULTS = {  # the discount: a house takes over a hundred steps to tidy
     # One house, whose goals the goal view shows: words say nothing new (and the paper reads none).
     "goal_conditioned": False,
     "text_observation": "none",
-    "total_timesteps": 3_000_000,
+    "total_timesteps": 4_000_000,
     "num_envs": 128,
     "num_minibatches": 16,
     "hidden_size": 128,
@@ -63,9 +63,9 @@ class State:
     """Where everything is, and what the episode has seen.
 
     pose: int32 []; level: int32 [], which level is in view; held: int32 [], an object, -1: none;
-    place: int32 [O], a receptacle each, -1: held; placed_at: int32 [O], what was placed later lies
-    on top; seen_receptacles: bool [R]; seen_in, first_in: int32 [O], the receptacles where an
-    object was last and first seen to stand, -1: never; achieved: bool [K], put right so far;
+    place: int32 [O], a receptacle each, -1: held; placed_at: int32 [O], what was placed first is
+    grabbed first; seen_receptacles: bool [R]; seen_in, first_in: int32 [O], the receptacles where
+    an object was last and first seen to stand, -1: never; achieved: bool [K], put right so far;
     timestep: int32 [].
     """
 
@@ -215,16 +215,16 @@ class Housekeep:
 
         faced = jnp.array(house.faced)[pose, level]
         inside = (state.place == faced) & (faced >= 0)
-        top = self._top(state, inside)
+        first = self._first(state, inside)
         grabs = (action == GRAB) & (state.held < 0) & inside.any()
         has_room = (faced >= 0) & (inside.sum() < jnp.array(house.capacity)[faced])
         places = (action == GRAB) & (state.held >= 0) & has_room
-        thing = jnp.where(grabs, top, jnp.maximum(state.held, 0))
+        thing = jnp.where(grabs, first, jnp.maximum(state.held, 0))
         moved = (jnp.arange(len(house.objects)) == thing) & (grabs | places)
         after = state.replace(
             pose=pose,
             level=level,
-            held=jnp.where(grabs, top, jnp.where(places, -1, state.held)).astype(jnp.int32),
+            held=jnp.where(grabs, first, jnp.where(places, -1, state.held)).astype(jnp.int32),
             place=jnp.where(moved, jnp.where(grabs, -1, faced), state.place),
             placed_at=jnp.where(moved, timestep, state.placed_at),
             timestep=timestep,
@@ -248,13 +248,12 @@ class Housekeep:
             achievements=achieved,
         )
 
-    def _top(self, state: State, inside: jax.Array) -> jax.Array:
-        """Return the object on top of those `inside`, bool [O]; any if there are none.
+    def _first(self, state: State, inside: jax.Array) -> jax.Array:
+        """Return which of the objects `inside`, bool [O], is longest there; any if there are none.
 
-        Of those that stand there at first it is the last.
+        So nothing hides what it is placed beside.
         """
-        placed_at = jnp.where(inside, state.placed_at, -1)
-        return len(inside) - 1 - jnp.argmax(placed_at[::-1])
+        return jnp.argmin(jnp.where(inside, state.placed_at, jnp.iinfo(jnp.int32).max))
 
     def _is_right(self, state: State) -> jax.Array:
         """Return which objects stand where they belong, bool [O]; a held one does not."""
@@ -346,7 +345,7 @@ class Housekeep:
 
         faced = jnp.array(house.faced)[state.pose, state.level]
         inside = (state.place == faced) & (faced >= 0)
-        grabs = is_free & inside.any() & picks[self._top(state, inside)]
+        grabs = is_free & inside.any() & picks[self._first(state, inside)]
         releases = ~is_free & (faced >= 0) & places[thing, faced]
 
         levels = jnp.array(house.level) - state.level
@@ -381,11 +380,11 @@ class Housekeep:
         at_level = in_view & (jnp.array(house.level) == state.level)
         is_seen = at_level[state.place] & (state.place >= 0)
         inside = (state.place == faced) & (faced >= 0)
-        is_top = inside & (jnp.arange(len(inside)) == self._top(state, inside))
+        is_next = inside & (jnp.arange(len(inside)) == self._first(state, inside))
         is_held = jnp.arange(len(state.place)) == state.held
         was_seen = state.seen_in >= 0
         where = offsets[state.seen_in] * was_seen[:, None]
-        things = jnp.stack([is_seen, was_seen, *where.T, is_held, is_top])
+        things = jnp.stack([is_seen, was_seen, *where.T, is_held, is_next])
         level = jax.nn.one_hot(state.level, len(LEVELS))
         own = jnp.array(self._pose_features)[state.pose]
         return jnp.concatenate([furniture.ravel(), things.ravel(), own, level])
