@@ -141,6 +141,7 @@ def test_rewards_of_a_rollout_equal_plain_python(setups):
         inputs=None,
         scenes=jnp.zeros((num_steps, num_envs, 1), jnp.uint32),
         suggested=ellm_ppo.pack_bits(jnp.asarray(suggested)),
+        guides=None,
         actions=blank,
         log_probs=blank,
         values=blank,
@@ -197,7 +198,7 @@ def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
     network = ellm_ppo.ActorCritic(2, 16)
     observations = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     inputs = ellm_ppo.PolicyInput(
-        observations, jnp.zeros((4, 3), bool), jnp.zeros((4, 0)), jnp.zeros((4, 0))
+        observations, jnp.zeros((4, 3), bool), *(jnp.zeros((4, 0)) for _ in range(3))
     )
     logits, values = network.apply(state.params, inputs, make_tables())
     if kind == "constant":
@@ -415,6 +416,7 @@ def test_novelty_of_the_paper_pays_each_action_once_successful_or_not(setups):
         values=blank,
         scenes=jnp.zeros((4, 2, 1), jnp.uint32),
         suggested=jnp.zeros((4, 2, 0), jnp.uint32),
+        guides=None,
         actions=actions,
         captions=jnp.zeros((4, 2), jnp.int32),
         rewards=blank,
