@@ -51,7 +51,6 @@ DEFAULTS = {  # the discount: a house takes over a hundred steps to tidy
     "hidden_size": 128,
     "gamma": 0.995,
     "gae_lambda": 0.95,
-    "ent_coef": 0.02,
 }
 NUM_REFERENCES = 40
 UNIT = 16  # cells; distances are multiples of 1/16, which float16 holds exactly
