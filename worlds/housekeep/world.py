@@ -173,10 +173,10 @@ class Housekeep:
         return self._look(state)
 
     def reset_anywhere(self, key: jax.Array) -> State:
-        """Begin at any place and heading; each half the time all things are mixed up among the
-        receptacles, one is in hand, all the furniture was seen.
+        """Begin at any place and heading, at any level.
 
-        Where the thing was taken from counts as seen.
+        Half the time all things are mixed up among the receptacles, half the time one is in hand
+        (where it was taken from counts as seen), half the time all the furniture was seen.
         """
         cell_key, heading_key, level_key, key = jax.random.split(key, 4)
         thing_key, hand_key, seen_key, mixed_key, place_key = jax.random.split(key, 5)
