@@ -188,7 +188,8 @@ def combine(contrast: np.ndarray, *fits: np.ndarray) -> np.ndarray:
 
 
 def _with_pairs(world: World) -> PairsWorld:
-    if not all(hasattr(world, member) for member in ("things", "places", "rules_of")):
+    members = ("things", "places", "places_here", "rules_of")
+    if not all(hasattr(world, member) for member in members):
         raise UserError(f"world {world.name} has no pairs: choose another --goal-form")
     return world
 

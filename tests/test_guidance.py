@@ -12,6 +12,7 @@ from goals.guidance import check_guide, find_guide, guide_rewards
 from goals.service import GoalService
 from lab.errors import UserError
 from tests.toy.world import ToyWorld
+from worlds.frames import FrameStack
 from worlds.housekeep.world import Housekeep
 from worlds.world import Guide
 
@@ -89,5 +90,8 @@ def test_a_world_that_cannot_guide_says_so():
     args = GoalArgs(approach_coef=1.0)
     with pytest.raises(UserError, match="^world toy does not tell where goals are: give --no-goal"):
         check_guide(args, ToyWorld())
+    with pytest.raises(UserError, match="world toy does not tell where goals are"):
+        check_guide(args, FrameStack(ToyWorld()))
+    check_guide(args, FrameStack(Housekeep()))
     check_guide(GoalArgs(approach_coef=1.0, goal_source="none"), ToyWorld())
     check_guide(GoalArgs(), ToyWorld())

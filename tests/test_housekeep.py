@@ -298,7 +298,8 @@ def test_the_guide_leads_to_the_goals_of_an_untidy_house(world):
     raise AssertionError("not tidy")
 
 
-def test_the_guide_knows_no_more_than_was_seen(world):
+def test_the_guide_knows_no_more_than_was_seen():
+    world = Housekeep()
     state, num_receptacles = world.reset(None), len(world.house.receptacles)
     nowhere, goals = jnp.full_like(state.seen_in, -1), jnp.ones(len(world.captions), bool)
     unseen = state.replace(seen_in=nowhere, first_in=nowhere)
@@ -309,8 +310,8 @@ def test_the_guide_knows_no_more_than_was_seen(world):
     assert not nothing.view.any() and nothing.nearness == 0
 
 
-def test_exploring_starts_are_sound_and_only_where_they_are_wanted(world):
-    keys = jax.random.split(jax.random.key(0), 200)
+def test_exploring_starts_are_sound_and_only_where_they_are_wanted():
+    world, keys = Housekeep(), jax.random.split(jax.random.key(0), 200)
     states = jax.device_get(jax.vmap(world.reset_anywhere)(keys))
     cells, held = states.pose // 4, states.held >= 0
     assert not world.house.solid.ravel()[cells].any() and len(set(cells)) > 40
@@ -378,7 +379,8 @@ def test_one_right_place_is_enough_but_every_caption_is_new_once(tmp_path, sourc
     assert paid == [1, 0 if is_enough else 1, 1]
 
 
-def test_the_default_command_trains_on_recorded_judgement(tmp_path, capsys):
+def test_the_default_command_trains_on_recorded_judgement(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Housekeep, "max_episode_steps", 60)
     args = ellm_ppo.Args(
         **DEFAULTS
         | {"total_timesteps": 4 * 8 * 3, "num_envs": 4, "num_minibatches": 2, "hidden_size": 16},
@@ -393,7 +395,7 @@ def test_the_default_command_trains_on_recorded_judgement(tmp_path, capsys):
     )
     summary = ellm_ppo.main(args)
     assert summary["failed"] == {} and summary["queries"] == 0
-    assert summary["evaluation"]["episode_length"] == 1_000
+    assert summary["evaluation"]["episode_length"] == 60
     assert "success_per_episode" in summary["evaluation"]
     assert (tmp_path / "run" / "film.gif").stat().st_size > 10_000
     assert "recorded answers of qwen2.5-coder-1.5b" in capsys.readouterr().out
