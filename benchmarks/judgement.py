@@ -66,7 +66,8 @@ class Args(Ranged):
     sentence_encoder: str = GoalArgs.sentence_encoder
     """compares things and places, as a reference"""
     out: Path | None = None
-    """the JSON; default: results/housekeep/judgement.json, with -valid for valid objects"""
+    """the JSON; default: results/housekeep/judgement.json, with -people for people's rankings and
+    -valid for valid objects"""
 
 
 # ------------------------------------------------------------------------------------------ grading
@@ -245,8 +246,8 @@ def main(args: Args) -> dict[str, Any]:
         "references": references,
         "models": models,
     }
-    name = "judgement" if args.split == "test" else f"judgement-{args.split}"
-    out = args.out or RESULTS / world.name / f"{name}.json"
+    kind = ("-people" if args.placements else "") + ("" if args.split == "test" else "-valid")
+    out = args.out or RESULTS / world.name / f"judgement{kind}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, to_json(results))
     return results

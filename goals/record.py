@@ -58,6 +58,8 @@ class Args:
     """names of more things than the world at hand has, one a line (form pairs)"""
     env: str = "crafter"
     """the world to ask about; package.module:Class names one of your own"""
+    placements: Path | None = None
+    """a table of where things belong, instead of the world's own"""
     prompt: str | None = None
     """prompt file, or folder/prefix of those of the rules or pairs; default: the world's newest"""
     llm_engine: Literal["auto", "llama.cpp", "transformers"] = "auto"
@@ -72,7 +74,7 @@ class Args:
 
 def main(args: Args) -> dict[str, float]:
     """Ask what the store has no answer to; return what was asked and what `compare` found."""
-    world = make_world(WorldArgs(env=args.env))
+    world = make_world(WorldArgs(env=args.env, placements=args.placements))
     questions = _read_questions(args)
     recorded = Store(args.compare, read_only=True) if args.compare else None
     model = load_language_model(args.llm, url=args.llm_url, engine=args.llm_engine)

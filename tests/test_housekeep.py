@@ -17,6 +17,7 @@ from goals.service import GoalService
 from lab.cli import parse
 from lab.errors import UserError
 from lab.run import read_json
+from tests.helpers.rankings import save_rankings
 from tests.toy.world import ToyWorld
 from worlds import make_world
 from worlds.housekeep.agent import PlainHouse, plan
@@ -146,19 +147,13 @@ def test_options_of_other_worlds_are_refused(tmp_path):
 
 def test_a_house_of_peoples_rankings(tmp_path):
     """Rooms and receptacles are those of the file, and so is what belongs where."""
-    rng = np.random.default_rng(0)
-    rooms = ("kitchen", "living_room", "bedroom", "bathroom", "childs_room", "home_office")
-    receptacles = ("table", "shelf", "carpet", "chair", "counter", "top_cabinet")
-    places = [f"{room}|{receptacle}" for room in rooms for receptacle in receptacles]
-    ranks = np.where(rng.random((len(places), 60, 1)) < 0.2, 1, -1).repeat(10, 2).astype(np.int8)
-    names = np.array([f"thing_{number}" for number in range(60)])
     path = tmp_path / "ranks.npz"
-    np.savez(path, ranks=ranks, objects=names, room_receptacles=np.array(places))
+    ranks, names, places = save_rankings(path)
     world = Housekeep("test:1", placements=path)
     known = [" ".join(place.split("|")).replace("_", " ") for place in places]
     known = [place.replace("childs", "child's") for place in known]
     for thing, right in zip(world.house.objects, world.house.right, strict=True):
-        row = names.tolist().index(thing.replace(" ", "_"))
+        row = names.index(thing.replace(" ", "_"))
         for receptacle, is_right in zip(world.house.receptacles, right, strict=True):
             column = known.index(receptacle.name)
             assert (ranks[column, row, 0] > 0) == is_right

@@ -18,6 +18,7 @@ from goals.service import GoalService
 from goals.store import Answer, Embedding, Store
 from lab.cli import run_cli
 from lab.errors import UserError
+from tests.helpers.rankings import save_rankings
 from tests.helpers.scripted_model import ScriptedModel, last_line
 from tests.toy import record as toy_record
 from tests.toy.world import ToyWorld
@@ -169,6 +170,16 @@ def test_where_things_belong_is_recorded_for_those_of_a_file_too(tmp_path, model
     assert record.main(yes_no) == {"queries": 5, "unanswered": 0}
     with pytest.raises(UserError, match="--things .*absent.txt cannot be read"):
         record.main(dataclasses.replace(args, things=tmp_path / "absent.txt"))
+
+
+def test_things_of_another_table_are_recorded(tmp_path, model):
+    path, store = tmp_path / "ranks.npz", tmp_path / "new.sqlite"
+    save_rankings(path)
+    args = record.Args(llm="scripted", store=store, env="housekeep", form="pairs", placements=path)
+    world = make_world(WorldArgs("housekeep", placements=path))
+    asked = {*world.things, *ANY_THING}
+    assert record.main(args)["queries"] == len(set(world.things)) * 3 + len(ANY_THING) * 2
+    assert {row.question for row in contents(store)[0]} == asked
 
 
 def test_recordings_are_compared(tmp_path, model):
