@@ -13,7 +13,7 @@ from lab.errors import UserError
 from worlds.world import World
 
 MAX_GOALS = 20
-MAX_GOAL_LENGTH = 60  # characters
+MAX_GOAL_LENGTH = 60  # characters, where no caption is longer
 MAX_GOAL_WORDS = 6  # of a goal without a bullet that ends as a sentence does
 MAX_LINE_LENGTH = 200  # characters; nothing of a longer line is worth reading
 MAX_ANSWER_LENGTH = MAX_GOALS * MAX_LINE_LENGTH
@@ -65,6 +65,8 @@ class OpenEnded:
         if votes > 1:
             self.parameters["votes"] = votes
         self._seed, self._votes = seed, votes
+        self._captions = {normalise_goal(caption): caption for caption in world.captions}
+        self._max_length = max(MAX_GOAL_LENGTH, *map(len, self._captions))
 
     def prepare(self, answers: Callable[..., dict[str, str]]) -> None:
         """Ask beforehand what the form needs to read answers: nothing."""
@@ -96,20 +98,23 @@ class OpenEnded:
         ]
 
     def goals(self, raw: str) -> tuple[str, ...]:
-        """Read an answer as `parse_goals`, several votes as what more than half of them say."""
-        if self._votes == 1:
-            return parse_goals(raw)
-        votes = Counter(goal for answer in raw.split(STOP[0]) for goal in parse_goals(answer))
-        return tuple(goal for goal, count in votes.items() if 2 * count > self._votes)
+        """Read an answer as `parse_goals`, several votes as what more than half of them say.
+
+        A goal that is a caption but for articles, capitals and dashes is that caption.
+        """
+        lists = [raw] if self._votes == 1 else raw.split(STOP[0])
+        votes = Counter(goal for text in lists for goal in parse_goals(text, self._max_length))
+        agreed = (goal for goal, count in votes.items() if 2 * count > self._votes)
+        return tuple(self._captions.get(goal, goal) for goal in agreed)
 
 
-def parse_goals(raw: str) -> tuple[str, ...]:
+def parse_goals(raw: str, max_length: int = MAX_GOAL_LENGTH) -> tuple[str, ...]:
     """Read the goals of an answer, in order, each once, in normal form; any text is an answer.
 
     The answer is the rest of a list whose first bullet ended the prompt, or a list with a bullet or
     a number on each line, whatever reasoning or words stand before it. Explanations are dropped:
     after a dash, a colon or in brackets, indented lines, bullets under a goal's. The list ends at
-    the first other line without a bullet.
+    the first other line without a bullet. What is longer than `max_length` characters is no goal.
     """
     text = next(filter(str.strip, TURN.split(without_reasoning(raw))), "")
     if len(text) > MAX_ANSWER_LENGTH:
@@ -133,7 +138,7 @@ def parse_goals(raw: str) -> tuple[str, ...]:
         if depth is not None and indent >= depth + NESTED:
             continue
         goal = _read_goal(line) if len(line) <= MAX_LINE_LENGTH else ""
-        if len(goal) <= MAX_GOAL_LENGTH and any(map(str.isalpha, goal)):
+        if len(goal) <= max_length and any(map(str.isalpha, goal)):
             goals[goal] = None
             depth = indent
         if len(goals) == MAX_GOALS:

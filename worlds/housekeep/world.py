@@ -418,7 +418,7 @@ class Housekeep:
         stood = [fact for fact, bit in zip(self.facts[:number], bits, strict=False) if bit]
         seen = [fact.removeprefix("see ") for fact in true if fact.startswith("see ")]
         held = [fact.removeprefix("hold ") for fact in true if fact.startswith("hold ")]
-        parts = [f"You have seen {', '.join(seen)}." if seen else "You have seen nothing."]
+        parts = [f"You have seen {', '.join(seen)}."] if seen else []
         parts += [f"At first there were {', '.join(stood)}."] if stood else []
         return " ".join([*parts, f"You hold {held[0]}." if held else "Your hand is empty."])
 
