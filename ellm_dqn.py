@@ -28,7 +28,7 @@ import optax
 from flax import struct
 
 from goals.arguments import GoalArgs
-from goals.guidance import find_guide, guide_rewards
+from goals.guidance import GoalHead, find_guide, guide_rewards, make_goal_head
 from goals.service import GoalService
 from goals.tables import (
     GoalTables,
@@ -179,7 +179,8 @@ class PolicyInput:
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
     text: [..., W] uint32, the scene whose words are read; goals: [..., G / 32] uint32, suggested
-    and not yet reached, packed; goal_view: [..., M] float32, where these were seen.
+    and not yet reached, packed; goal_view: [..., M] float32, where these were seen; goal_acts:
+    [..., A, 2] bool, which actions do what they name.
     """
 
     observation: jax.Array
@@ -187,6 +188,7 @@ class PolicyInput:
     text: jax.Array
     goals: jax.Array
     goal_view: jax.Array
+    goal_acts: jax.Array
 
 
 # BEGIN DQN
@@ -195,7 +197,8 @@ class PackedInput:
     """What the policy reads as the replay holds it, of any leading shape.
 
     observation: [..., *P], the newest moment as the world packs it; captions_so_far:
-    [..., ceil(C / 32)] uint32; text, goals: as the policy reads them; goal_view: float16.
+    [..., ceil(C / 32)] uint32; text, goals: as the policy reads them; goal_view: float16;
+    goal_acts: [..., ceil(A / 8), 2] uint8.
     """
 
     observation: jax.Array
@@ -203,6 +206,7 @@ class PackedInput:
     text: jax.Array
     goals: jax.Array
     goal_view: jax.Array
+    goal_acts: jax.Array
 
 
 # END DQN
@@ -211,7 +215,7 @@ class Rollout:
     """T steps of N envs: inputs, scenes, suggestions before the action, the rest after it.
 
     scenes: [T, N, W] uint32; suggested: [T, N, G / 32] uint32, packed, of size zero where the
-    scenes suffice to know it later; guides: [T, N], of the open goals, without a view; actions,
+    scenes suffice to know it later; guides: [T, N], of the open goals, for rewards; actions,
     captions: [T, N] int32; rewards: [T, N] float32, the game's own; terminated, truncated: [T, N]
     bool.
     """
@@ -324,6 +328,7 @@ class DuelingNetwork(nn.Module):
     num_actions: int
     hidden_size: int
     kind: str
+    goal_head: GoalHead | None
 
     @nn.compact
     def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:
@@ -338,6 +343,8 @@ class DuelingNetwork(nn.Module):
             return nn.Dense(width, kernel_init=nn.initializers.orthogonal(scale))(y)
 
         advantages, values = head(self.num_actions, 0.01), head(1, 1.0)
+        if self.goal_head:
+            advantages += self.goal_head(x, inputs.goal_acts)
         return values + advantages - advantages.mean(-1, keepdims=True)
 
 
@@ -354,7 +361,8 @@ def make_setup(args: Args, world: World) -> Setup:
     if args.num_envs * args.buffer_steps < fewest:
         small = f"--buffer-size {args.buffer_size} is too small for --num-envs {args.num_envs}"
         raise UserError(f"{small}: at least {fewest}")
-    network = DuelingNetwork(len(world.actions), args.hidden_size, args.network)
+    goal_head, width = make_goal_head(args, world), args.hidden_size
+    network = DuelingNetwork(len(world.actions), width, args.network, goal_head)
     # END DQN
     pool_size, starts = max(16, args.num_envs), args.exploring_starts
     envs = VectorWorld(world, args.num_envs, pool_size, exploring_starts=starts)
@@ -475,6 +483,7 @@ def read(
         text=read_text(args, scenes),
         goals=pack_bits(goals if args.reads_goals else goals[:, :0]),
         goal_view=guide.view,
+        goal_acts=guide.acts,
     )
     return inputs, scenes, suggested, guide
 
@@ -490,14 +499,16 @@ def pack_input(setup: Setup, inputs: PolicyInput) -> PackedInput:
         text=inputs.text,
         goals=inputs.goals,
         goal_view=inputs.goal_view.astype(jnp.float16),
+        goal_acts=jnp.packbits(inputs.goal_acts, axis=1),
     )
 
 
 def unpack_input(setup: Setup, packed: PackedInput) -> PolicyInput:
     """Return what the policy reads, [B, ...], of a packed input whose observation is unpacked."""
     captions = unpack_bits(packed.captions_so_far)[:, : len(setup.world.captions)]
-    view = packed.goal_view.astype(jnp.float32)
-    return PolicyInput(packed.observation, captions, packed.text, packed.goals, view)
+    view, num_actions = packed.goal_view.astype(jnp.float32), len(setup.world.actions)
+    acts = jnp.unpackbits(packed.goal_acts, axis=1)[:, :num_actions].astype(bool)
+    return PolicyInput(packed.observation, captions, packed.text, packed.goals, view, acts)
 
 
 def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
@@ -551,7 +562,7 @@ def collect_step(
         # END DQN
         scenes=scenes if args.reads_scenes else jnp.zeros_like(scenes),
         suggested=pack_bits(suggested if args.stores_suggestions else suggested[:, :0]),
-        guides=guide.replace(view=guide.view[:, :0]),
+        guides=guide.replace(view=guide.view[:, :0], acts=guide.acts[:, :0]),
         actions=actions,
         captions=transition.caption,
         rewards=transition.reward,

@@ -27,7 +27,7 @@ import optax
 from flax import struct
 
 from goals.arguments import GoalArgs
-from goals.guidance import find_guide, guide_rewards
+from goals.guidance import GoalHead, find_guide, guide_rewards, make_goal_head
 from goals.service import GoalService
 from goals.tables import (
     GoalTables,
@@ -114,7 +114,8 @@ class PolicyInput:
 
     observation: [..., D] float32 or [..., H, W, channels] uint8; captions_so_far: [..., C] bool;
     text: [..., W] uint32, the scene whose words are read; goals: [..., G / 32] uint32, suggested
-    and not yet reached, packed; goal_view: [..., M] float32, where these were seen.
+    and not yet reached, packed; goal_view: [..., M] float32, where these were seen; goal_acts:
+    [..., A, 2] bool, which actions do what they name.
     """
 
     observation: jax.Array
@@ -122,6 +123,7 @@ class PolicyInput:
     text: jax.Array
     goals: jax.Array
     goal_view: jax.Array
+    goal_acts: jax.Array
 
 
 @struct.dataclass
@@ -129,7 +131,7 @@ class Rollout:
     """T steps of N envs: inputs, scenes, suggestions before the action, the rest after it.
 
     scenes: [T, N, W] uint32; suggested: [T, N, G / 32] uint32, packed, of size zero where the
-    scenes suffice to know it later; guides: [T, N], of the open goals, without a view; actions,
+    scenes suffice to know it later; guides: [T, N], of the open goals, for rewards; actions,
     captions: [T, N] int32; rewards: [T, N] float32, the game's own; terminated, truncated: [T, N]
     bool.
     """
@@ -217,12 +219,15 @@ class ActorCritic(nn.Module):
 
     num_actions: int
     hidden_size: int
+    goal_head: GoalHead | None
 
     @nn.compact
     def __call__(self, inputs: PolicyInput, tables: GoalTables) -> tuple[jax.Array, jax.Array]:
         """Return logits [B, A] and values [B], float32."""
         x = Torso(self.hidden_size)(inputs, tables)
         logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))(x)
+        if self.goal_head:
+            logits += self.goal_head(x, inputs.goal_acts)
         values = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(x)
         return logits, values[:, 0]
 
@@ -234,7 +239,8 @@ def make_setup(args: Args, world: World) -> Setup:
         raise UserError(f"--num-steps {args.num_steps}: give at most {world.max_episode_steps}")
     # BEGIN PPO
     _ = args.num_updates, args.minibatch_size  # raise what is wrong with them
-    network = ActorCritic(len(world.actions), args.hidden_size)
+    goal_head = make_goal_head(args, world)
+    network = ActorCritic(len(world.actions), args.hidden_size, goal_head)
     # END PPO
     pool_size, starts = max(16, args.num_envs), args.exploring_starts
     envs = VectorWorld(world, args.num_envs, pool_size, exploring_starts=starts)
@@ -353,6 +359,7 @@ def read(
         text=read_text(args, scenes),
         goals=pack_bits(goals if args.reads_goals else goals[:, :0]),
         goal_view=guide.view,
+        goal_acts=guide.acts,
     )
     return inputs, scenes, suggested, guide
 
@@ -390,7 +397,7 @@ def collect_step(
         # END PPO
         scenes=scenes if args.reads_scenes else jnp.zeros_like(scenes),
         suggested=pack_bits(suggested if args.stores_suggestions else suggested[:, :0]),
-        guides=guide.replace(view=guide.view[:, :0]),
+        guides=guide.replace(view=guide.view[:, :0], acts=guide.acts[:, :0]),
         actions=actions,
         captions=transition.caption,
         rewards=transition.reward,

@@ -97,7 +97,11 @@ class GoalArgs(TextArgs):
     wrong_reward: Penalty = 0.0
     """reward of a step that has a caption, but reaches no suggested goal; housekeep: -0.1"""
     goal_view: bool = False
-    """also read where what the goals name was seen, from where the agent is (housekeep)"""
+    """also read where what the goals name was seen: from where the agent is (housekeep), or in
+    which cells of the view (crafter)"""
+    goal_head: Literal["none", "named", "faced", "verbs"] = "none"
+    """add to the policy's word for actions that do what a goal names: as much for each (named),
+    more where its thing is faced (faced), and so much for each verb (verbs)"""
     approach_coef: Weight = 0.0
     """weight of coming nearer to what the goals name, as potential-based shaping; housekeep: 1"""
     discovery_coef: Weight = 0.0
@@ -176,6 +180,7 @@ class GoalArgs(TextArgs):
     def guides(self) -> bool:
         """Whether the world is asked where the goals' things are."""
         wanted = self.goal_view or self.approach_coef or self.discovery_coef
+        wanted = wanted or self.goal_head != "none"
         return bool(wanted) and self.goal_source != "none" and not self.pays_actions
 
     @property

@@ -1,11 +1,13 @@
 """What leads an agent to its goals: where their things are, and rewards on the way.
 
 Beyond the paper, and off unless a world's defaults or flags say otherwise; for worlds that guide
-(`worlds.world.GuidingWorld`). T steps, N envs, G goals, C captions, M numbers of a view.
+(`worlds.world.GuidingWorld`). T steps, N envs, B minibatch, G goals, C captions, A actions, M
+numbers of a view.
 """
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -18,8 +20,10 @@ from worlds.world import Guide, World
 def check_guide(args: GoalArgs, world: World) -> None:
     """Raise UserError where guidance is asked of a world that has none."""
     if args.guides and not hasattr(world, "guide"):
-        flags = "--no-goal-view --approach-coef 0 --discovery-coef 0"
+        flags = "--no-goal-view --goal-head none --approach-coef 0 --discovery-coef 0"
         raise UserError(f"world {world.name} does not tell where goals are: give {flags}")
+    if args.guides and args.discovery_coef and not world.counts_finds:
+        raise UserError(f"world {world.name} counts no finds: give --discovery-coef 0")
 
 
 def find_guide(
@@ -28,11 +32,50 @@ def find_guide(
     """Return where the open goals, [N, G] bool, are in N states; a Guide [N], empty without use."""
     num_envs = goals.shape[0]
     if not args.guides:
-        return Guide(jnp.zeros((num_envs, 0)), jnp.zeros(num_envs), jnp.zeros(num_envs))
+        return Guide(
+            view=jnp.zeros((num_envs, 0)),
+            acts=jnp.zeros((num_envs, 0, 2), bool),
+            nearness=jnp.zeros(num_envs),
+            found=jnp.zeros(num_envs),
+        )
     matches = tables.similarity > args.similarity_threshold
     named = goals.astype(jnp.float32) @ matches.astype(jnp.float32) > 0
     guide = jax.vmap(world.guide)(states, named)
-    return guide if args.goal_view else guide.replace(view=guide.view[:, :0])
+    view = guide.view if args.goal_view else guide.view[:, :0]
+    acts = guide.acts if args.goal_head != "none" else guide.acts[:, :0]
+    return guide.replace(view=view, acts=acts)
+
+
+class GoalHead(nn.Module):
+    """What open goals add to logits or action values: a policy that acts on the words it reads.
+
+    alpha for an action that is called as an open goal, beta besides where that would come true now;
+    both are linear in the features, shared by all actions, or by those of one verb. verbs: [A],
+    each action's number among the verbs; reads_faced: whether there is a beta.
+    """
+
+    verbs: tuple[int, ...]
+    reads_faced: bool
+
+    @nn.compact
+    def __call__(self, features: jax.Array, acts: jax.Array) -> jax.Array:
+        """Return what is added, [B, A] float32; features [B, H] float32, acts [B, A, 2] bool."""
+        num_parts = 1 + self.reads_faced
+        width = num_parts * (max(self.verbs) + 1)
+        gains = nn.Dense(width, kernel_init=nn.initializers.orthogonal(0.01))(features)
+        gains = gains.reshape(len(features), -1, num_parts)[:, jnp.array(self.verbs)]
+        return (gains * acts[..., :num_parts]).sum(-1)
+
+
+def make_goal_head(args: GoalArgs, world: World) -> GoalHead | None:
+    """Return the head that --goal-head asks for, None for none."""
+    if args.goal_head == "none" or not args.guides:
+        return None
+    verbs = [
+        world.parts(action)[0] if args.goal_head == "verbs" else "" for action in world.actions
+    ]
+    names = list(dict.fromkeys(verbs))
+    return GoalHead(tuple(map(names.index, verbs)), args.goal_head != "named")
 
 
 def guide_rewards(

@@ -129,6 +129,8 @@ def play():
         after, attempt = ATTEMPT.step(key, state, action)
         after_effect, effect = EFFECT.step(key, state, action)
         after_base, base = BASE.step(key, state, base_action)
+        shape = (len(ATTEMPT.captions),)
+        named = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.1, shape).at[0].set(False)
         out = {
             "before": state,
             "action": action,
@@ -138,6 +140,8 @@ def play():
             "key": key,
             "scene": ATTEMPT.scene(state),
             "oracle": ATTEMPT.oracle(state),
+            "named": named,
+            "guides": [world.guide(state, named) for world in (ATTEMPT, EFFECT, BASE)],
         }
         # A dead player's world goes on from where it was: the end is looked at, not lived on.
         state = jax.tree.map(lambda new, old: jnp.where(attempt.terminated, old, new), after, state)
@@ -203,6 +207,19 @@ def block(s, cell):
 def front(s):
     """Names of what is faced, a mob hiding its block."""
     return s.mobs.get(s.ahead) or {block(s, s.ahead)} - {"-"}
+
+
+NAME_OF_DO = {"cow": "eat cow", "tree": "chop tree", "grass": "chop grass", "water": "drink water"}
+NAME_OF_DO |= {"zombie": "attack zombie", "skeleton": "attack skeleton"}
+NAME_OF_DO |= {"plant": "eat plant", "ripe plant": "eat plant"}
+NAME_OF_DO |= {ore: f"mine {ore}" for ore in ("stone", "coal", "iron", "diamond")}
+
+
+def done_to(s):
+    """What the game's own DO is called."""
+    things = ("zombie", "skeleton", "cow", *sorted(NAME_OF_DO))
+    faced = [NAME_OF_DO[thing] for thing in things if thing in front(s)]
+    return faced[0] if faced else "do nothing"
 
 
 def sentence(s):
@@ -320,30 +337,72 @@ def test_captions_equal_the_plain_judge(raw):
 
 def test_base_captions_name_what_is_faced(raw):
     actions, states, transition = raw["base"]
-    canonical = {
-        "cow": "eat cow",
-        "zombie": "attack zombie",
-        "skeleton": "attack skeleton",
-        "tree": "chop tree",
-    }
-    canonical |= {
-        "grass": "chop grass",
-        "water": "drink water",
-        "plant": "eat plant",
-        "ripe plant": "eat plant",
-    }
-    canonical |= {ore: f"mine {ore}" for ore in ("stone", "coal", "iron", "diamond")}
     for i in range(0, N * T, 3):
         before, name = plain(raw["before"], i), BASE.actions[actions[i]]
         if name == "do":
-            faced = [
-                canonical[x]
-                for x in ("zombie", "skeleton", "cow", *sorted(canonical))
-                if x in front(before)
-            ]
-            name = faced[0] if faced else "do nothing"
+            name = done_to(before)
         expected = judge(before, name, plain(states, i), "attempt")
         assert BASE.captions[transition.caption[i]] == expected, (i, name)
+
+
+def without_ripeness(names):
+    return {"plant" if name == "ripe plant" else name for name in names}
+
+
+def comes_true(s, name, regime):
+    """Whether an action would be what it is called, as far as one sees and holds."""
+    verb, _, noun = name.partition(" ")
+    if name in REAL and verb in ("place", "make", "sleep"):
+        return True
+    held = {"plant" if item == "sapling" else item for item, n in s.held.items() if n} - {"wood"}
+    if regime == "attempt":
+        return noun in without_ripeness(front(s)) | held
+    return name in REAL and noun in without_ripeness(front(s))
+
+
+def test_the_guide_shows_what_goals_name(raw):
+    shown = 0
+    for i in range(0, N * T, 7):
+        before, captions = plain(raw["before"], i), np.array(ATTEMPT.captions)
+        goals = set(captions[raw["named"][i]])
+        sought = {
+            goal.split(" ", 1)[1] for goal in goals if goal[:5] not in ("place", "make ", "sleep")
+        }
+        cells = np.zeros((7, 9), bool)
+        for row, column in np.ndindex(7, 9):
+            cell = before.at[0] + row - 3, before.at[1] + column - 4
+            block_here = set() if cell == before.at else {block(before, cell)}
+            cells[row, column] = without_ripeness(before.mobs.get(cell) or block_here) & sought
+        for regime, guide in zip(("attempt", "effect"), raw["guides"], strict=False):
+            acts = guide.acts[i]
+            assert [name in goals for name in ATTEMPT.actions] == acts[:, 0].tolist()
+            hand = [a in goals and comes_true(before, a, regime) for a in ATTEMPT.actions]
+            assert hand == acts[:, 1].tolist(), (i, regime)
+            assert (guide.view[i].reshape(7, 9) == cells).all()
+            far = [abs(row - 3) + abs(column - 4) - 1 for row, column in np.argwhere(cells)]
+            steps = 0 if any(hand) else min((max(steps, 1) for steps in far), default=16)
+            assert guide.nearness[i] == 1 - steps / 16
+        acts = dict(zip(BASE.actions, raw["guides"][2].acts[i], strict=True))
+        is_named = bool(goals & set(NAME_OF_DO.values()))
+        assert acts["do"].tolist() == [is_named, done_to(before) in goals]
+        assert acts["place stone"].all() == ("place stone" in goals)
+        shown += cells.sum()
+    assert shown > 1_000
+
+
+def test_what_the_guide_calls_at_hand_comes_true(raw):
+    """Of the actions that place and make nothing: just those."""
+    checked = 0
+    for i, action in enumerate(raw["action"]):
+        name = ATTEMPT.actions[action]
+        if name.split(" ")[0] in ("place", "make", "sleep", "move", "do"):
+            continue
+        is_named, is_at_hand = raw["guides"][0].acts[i, action]
+        caption = ATTEMPT.captions[raw["attempt"][1].caption[i]]
+        if is_named and not raw["before"].is_sleeping[i]:
+            checked += 1
+            assert is_at_hand == (caption == name), (i, name)
+    assert checked > 50
 
 
 def test_wrong_pairs_play_nothing(raw):

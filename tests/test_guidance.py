@@ -8,10 +8,12 @@ import pytest
 import ellm_dqn
 import ellm_ppo
 from goals.arguments import GoalArgs
-from goals.guidance import check_guide, find_guide, guide_rewards
+from goals.guidance import GoalHead, check_guide, find_guide, guide_rewards, make_goal_head
 from goals.service import GoalService
 from lab.errors import UserError
-from tests.toy.world import ToyWorld
+from tests.toy.world import LENGTH, ToyWorld
+from tests.training import assert_equal_trees, train, train_with_a_break
+from worlds.crafter.world import Crafter
 from worlds.frames import FrameStack
 from worlds.housekeep.world import Housekeep
 from worlds.world import Guide
@@ -21,7 +23,8 @@ GAMMA = 0.9
 
 def guides(nearness, found):
     nearness, found = jnp.asarray(nearness), jnp.asarray(found)
-    return Guide(jnp.zeros((*nearness.shape, 0)), nearness, found)
+    nothing = jnp.zeros((*nearness.shape, 0))
+    return Guide(nothing, nothing.astype(bool), nearness, found)
 
 
 def rewards(args, steps, following, last, terminated, truncated):
@@ -95,3 +98,83 @@ def test_a_world_that_cannot_guide_says_so():
     check_guide(args, FrameStack(Housekeep()))
     check_guide(GoalArgs(approach_coef=1.0, goal_source="none"), ToyWorld())
     check_guide(GoalArgs(), ToyWorld())
+    with pytest.raises(UserError, match="^world crafter counts no finds: give --discovery-coef 0"):
+        check_guide(GoalArgs(discovery_coef=0.1), Crafter())
+    check_guide(GoalArgs(goal_view=True, goal_head="faced", approach_coef=0.1), Crafter())
+
+
+# THE HEAD
+class GuidedToy(ToyWorld):
+    """The toy, which tells what its actions are called and in which cell one has to stand."""
+
+    counts_finds = True
+
+    def guide(self, state, named):
+        places, caption = jnp.array([0, LENGTH - 1]), jnp.array([0, 0, 1, 2])
+        is_wanted = named[1:3]
+        view = jax.nn.one_hot(places, LENGTH) * is_wanted[:, None]
+        is_here = is_wanted & (state.position == places)
+        acts = jnp.stack([named[caption], jnp.concatenate([jnp.zeros(2, bool), is_here])], -1)
+        return Guide(view.ravel(), acts, is_here.any().astype(jnp.float32), jnp.float32(0))
+
+
+def test_the_head_adds_its_gains_where_goals_name_actions():
+    head = GoalHead((0, 1, 1), reads_faced=True)
+    acts = jnp.array([[[1, 0], [1, 1], [0, 0]], [[0, 0], [1, 0], [1, 1]]], bool)
+    features = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    params = head.init(jax.random.key(0), features, acts)
+    kernel = jnp.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])  # alpha, beta of two verbs
+    params["params"]["Dense_0"] |= {"kernel": kernel, "bias": jnp.array([0.0, 0.0, 0.0, 0.5])}
+    added = head.apply(params, features, acts)
+    np.testing.assert_allclose(added, [[1.0, 3.0 + 4.5, 0.0], [0.0, 14.0, 14.0 + 16.5]])
+    shared = GoalHead((0, 0, 0), reads_faced=False)
+    params = shared.init(jax.random.key(0), features, acts)
+    assert params["params"]["Dense_0"]["kernel"].shape == (2, 1)
+    added = np.array(shared.apply(params, features, acts))
+    assert added[0, 0] == added[0, 1] != 0 == added[0, 2]
+
+
+def test_heads_by_their_names():
+    world = Crafter()
+    assert make_goal_head(GoalArgs(), world) is None
+    assert make_goal_head(GoalArgs(goal_head="verbs", goal_source="none"), world) is None
+    named, faced, verbs = (
+        make_goal_head(GoalArgs(goal_head=kind), world) for kind in ("named", "faced", "verbs")
+    )
+    assert set(named.verbs) == set(faced.verbs) == {0}
+    assert (named.reads_faced, faced.reads_faced, verbs.reads_faced) == (False, True, True)
+    number = dict(zip(world.actions, verbs.verbs, strict=True))
+    assert number["mine stone"] == number["mine coal"] != number["place stone"]
+    assert len(set(verbs.verbs)) == max(verbs.verbs) + 1 == 10  # do, move, sleep, seven verbs
+
+
+@pytest.mark.parametrize("script", [ellm_ppo, ellm_dqn])
+def test_a_run_with_a_head_resumes_bit_for_bit(monkeypatch, tmp_path, script):
+    fields = {"goal_source": "oracle", "goal_head": "verbs", "goal_view": True}
+    fields |= {"script": script, "total_timesteps": 256, "checkpoint_every": 1}
+    run = monkeypatch, GuidedToy(), tmp_path
+    _, whole, lines = train(*run, "whole", **fields)
+    _, resumed, resumed_lines = train_with_a_break(*run, "broken", **fields)
+    assert_equal_trees(whole.params, resumed.params)
+    assert lines == resumed_lines
+    gains = whole.params["params"]["goal_head"]["Dense_0"]["bias"]
+    assert np.abs(np.array(gains)).max() > 0, "the head learns"
+
+
+def test_what_the_replay_holds_of_goals_comes_back(tmp_path):
+    args = ellm_dqn.Args(goal_source="oracle", goal_head="faced", store=str(tmp_path / "s.sqlite"))
+    setup = ellm_dqn.make_setup(args, Crafter())
+    rng = np.random.default_rng(0)
+    acts = jnp.array(rng.random((3, len(setup.world.actions), 2)) < 0.5)
+    empty = jnp.zeros((3, 0))
+    inputs = ellm_dqn.PolicyInput(
+        observation=jnp.zeros((3, *setup.world.observation_shape)),
+        captions_so_far=jnp.zeros((3, len(setup.world.captions)), bool),
+        text=empty,
+        goals=empty,
+        goal_view=empty,
+        goal_acts=acts,
+    )
+    packed = ellm_dqn.pack_input(setup, inputs)
+    assert packed.goal_acts.dtype == jnp.uint8 and packed.goal_acts.size < acts.size / 7
+    assert (ellm_dqn.unpack_input(setup, packed).goal_acts == acts).all()

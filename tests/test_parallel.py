@@ -17,12 +17,12 @@ BASELINES = sorted(f"baselines/{path.name}" for path in (ROOT / "baselines").glo
 # Functions and classes that an ELLM script and its plain baseline share to the letter.
 TWINS = {
     ("ellm_ppo.py", "baselines/ppo.py"): (
-        *("ActorCritic", "make_optimizer", "empty_rollout"),
+        *("make_optimizer", "empty_rollout"),
         *("generalised_advantages", "ppo_loss", "learn"),
         *("batch_size", "minibatch_size"),
     ),
     ("ellm_dqn.py", "baselines/dqn.py"): (
-        *("DuelingNetwork", "make_optimizer", "empty_rollout"),
+        *("make_optimizer", "empty_rollout"),
         *("exploration", "choose_actions", "sample_batch", "dqn_loss", "learn"),
         *("batch_size", "gradient_steps", "target_period", "buffer_steps"),
     ),

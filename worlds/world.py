@@ -295,21 +295,29 @@ class PairsWorld(World, Protocol):
 class Guide:
     """Where what some captions name is, as far as the episode has seen it.
 
-    view: float32 [M], for the policy: where, and whether to act now would do one of them; nearness:
-    float32 [], how near the nearest is in steps, from 0 (far, or not known) to 1 (at hand); found:
-    float32 [], how much the episode has seen for the first time so far, of whatever is there.
+    view: float32 [M], for the policy: where, and whether to act now would do one of them; acts:
+    bool [A, 2], of each action whether it is called as one of them, and whether it would come true
+    now, as far as one sees; nearness: float32 [], how near the nearest is in steps, from 0 (far, or
+    not known) to 1 (at hand); found: float32 [], how much the episode has seen for the first time
+    so far, of whatever is there.
     """
 
     view: jax.Array
+    acts: jax.Array
     nearness: jax.Array
     found: jax.Array
 
 
 class GuidingWorld(World, Protocol):
-    """A world that tells how to come by its captions, for --goal-view and the like.
+    """A world that tells how to come by its captions, for --goal-view, --goal-head and the like.
 
-    No other world needs these members.
+    No other world needs these members, and `reset_anywhere` only one that has such beginnings.
     """
+
+    @property
+    def counts_finds(self) -> bool:
+        """Whether `Guide.found` counts anything."""
+        ...
 
     def guide(self, state: Any, named: jax.Array) -> Guide:
         """Return where is what the captions `named`, bool [C], name."""

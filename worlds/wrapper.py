@@ -119,6 +119,10 @@ class WorldWrapper:
         return self.world.rules_of(wrong, right)
 
     @property
+    def counts_finds(self) -> bool:
+        return self.world.counts_finds
+
+    @property
     def guide(self) -> Callable[[Any, jax.Array], Guide]:
         return self.world.guide
 

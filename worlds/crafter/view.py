@@ -18,10 +18,14 @@ from craftax.craftax_classic.renderer import make_craftax_pixel_renderer
 from flax import struct
 
 from worlds.crafter.step import pack_bits, uniform, unpack_state
-from worlds.crafter.words import BLOCK_OF, ITEMS, TOOLS, VISIBLE
+from worlds.crafter.words import BLOCK_OF, ITEMS, NO_NOUN, NOUNS, TOOLS, VISIBLE
 
 NUM_BITS = OBS_DIM[0] * OBS_DIM[1] * (len(BlockType) + 4)  # entries of `observe_symbolic` 0 or 1
 NUM_NUMBERS = 22  # its other entries
+NOUN_OF_BLOCK = np.full(len(BlockType), NO_NOUN, np.uint32)
+for _name, _block in BLOCK_OF.items():
+    if _name.removeprefix("ripe ") in NOUNS:
+        NOUN_OF_BLOCK[_block] = NOUNS.index(_name.removeprefix("ripe "))
 
 
 def _view(state: EnvState) -> jax.Array:
@@ -60,6 +64,22 @@ def find_seen(state: EnvState) -> jax.Array:
     )
     blocks = jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0,))
     return pack_bits(kinds + [(blocks >> BLOCK_OF[name]) & 1 for name in VISIBLE[3:]])
+
+
+def find_cells(state: EnvState, nouns: jax.Array) -> jax.Array:
+    """Return in which cells of the flat view a thing of the noun set stands, bool [63].
+
+    Mobs and the player hide their block, as in `find_seen`; a ripe plant is a plant.
+    """
+    cells = np.arange(OBS_DIM[0] * OBS_DIM[1], dtype=np.int32)
+    hidden, found = jnp.asarray(cells == cells[-1] // 2), jnp.zeros(len(cells), bool)
+    for kind in ("zombie", "skeleton", "cow"):
+        index, shown = _on_screen(state, getattr(state, f"{kind}s"))
+        there = ((cells[:, None] == index[None]) & shown[None]).any(-1)
+        found |= there & (((nouns >> NOUNS.index(kind)) & 1) == 1)
+        hidden |= there
+    named = jnp.asarray(NOUN_OF_BLOCK)[_view(state).reshape(-1)]
+    return found | (~hidden & (((nouns >> named) & 1) == 1))
 
 
 def observe_symbolic(state: EnvState) -> jax.Array:

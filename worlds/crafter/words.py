@@ -118,6 +118,13 @@ def make_action_tables(action_set: str) -> ActionTables:
     return ActionTables(names, np.array(played, np.int32), claimed, np.array(target, np.int32))
 
 
+def _sought(caption: str) -> int:
+    """Return the bit of what must be walked up to for a caption, as a noun set; 0 for nothing."""
+    verb, noun = parts(caption)
+    is_sought = caption in PAIRS and verb not in ("place", "make")
+    return int(is_sought) << (NOUNS.index(noun) if is_sought else 0)
+
+
 # WHAT ASKING NEEDS
 # How the player feels is a reason for a goal, never a need; what is faced may be anything in view a
 # step later.
@@ -130,6 +137,9 @@ def parts(caption: str) -> tuple[str, str]:
     """Return a caption's verb and noun; noun "" where there is none."""
     verb, _, noun = caption.partition(" ")
     return verb, noun
+
+
+CAPTION_SOUGHT = np.array([_sought(caption) for caption in CAPTIONS], np.uint32)
 
 
 def never_needs(caption: str) -> frozenset[str]:

@@ -16,6 +16,7 @@ from craftax.craftax_classic.envs.craftax_state import EnvParams, EnvState
 from craftax.craftax_classic.world_gen import generate_world
 
 from worlds.crafter import words
+from worlds.crafter.guide import find_guide
 from worlds.crafter.step import (
     STATIC,
     advance,
@@ -39,7 +40,7 @@ from worlds.crafter.view import (
     pack_symbolic,
     unpack_symbolic,
 )
-from worlds.world import PROMPTS, RECORDED, Transition, WorldArgs, choose_options
+from worlds.world import PROMPTS, RECORDED, Guide, Transition, WorldArgs, choose_options
 
 OBSERVATION_SHAPES = {
     "symbolic": (NUM_BITS + NUM_NUMBERS,),
@@ -95,6 +96,7 @@ class Crafter:
     once: ClassVar = ()
     max_return: ClassVar = float(len(words.ACHIEVEMENTS))
     history: ClassVar = 1
+    counts_finds: ClassVar = False
     prompts: ClassVar = PROMPTS
     recorded: ClassVar = RECORDED
     recipes: ClassVar = RECIPES
@@ -205,6 +207,10 @@ class Crafter:
         felt = [getattr(state, field) < self.needs_below for field in words.FELT.values()]
         low = pack_bits(felt)
         return jnp.stack([seen | (facing << len(words.VISIBLE)), have | (low << len(words.ITEMS))])
+
+    def guide(self, state: EnvState, named: jax.Array) -> Guide:
+        """Return where is what the captions `named`, bool [C], name: see `guide.find_guide`."""
+        return find_guide(state, named, self.action_set, self.caption_regime)
 
     def oracle(self, state: EnvState) -> jax.Array:
         """Return which captions make sense now by the game's true prerequisites, bool [C]."""

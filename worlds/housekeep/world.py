@@ -326,6 +326,8 @@ class Housekeep:
                 return steps.astype(np.float32)
             steps = fewer
 
+    counts_finds = True
+
     def guide(self, state: State, named: jax.Array) -> Guide:
         """Return where is what the captions `named`, bool [C], name.
 
@@ -358,7 +360,9 @@ class Housekeep:
         parts = is_target, flags, where * is_any, up * is_any, nearness[None]
         view = jnp.concatenate(parts, dtype=jnp.float32)
         found = state.seen_receptacles.sum() + (state.first_in >= 0).sum()
-        return Guide(view, nearness, found.astype(jnp.float32))
+        is_grab = jnp.arange(len(ACTIONS)) == GRAB
+        acts = is_grab[:, None] & jnp.stack([is_any, grabs | releases])[None]
+        return Guide(view, acts, nearness, found.astype(jnp.float32))
 
     def observe(self, state: State) -> jax.Array:
         """Return what the robot senses, float32 [D], or its picture uint8 [128, 128, 3].
