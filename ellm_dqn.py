@@ -828,7 +828,9 @@ def main(args: Args) -> dict[str, Any]:
                 state, rollout = grow_goals((state, rollout), service.num_goals)
                 state, rollout, unknown = collect(setup, service.tables, state, rollout)
             state, metrics = update(setup, service.tables, state, rollout)
-            service.observe(rollout.scenes, rollout.captions)
+            service.observe(
+                rollout.scenes, rollout.captions, rollout.terminated | rollout.truncated
+            )
             session.evaluate(policy, state.params)
             state, rollout = grow_goals((state, rollout), service.num_goals)
             session.log(state, metrics)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import jax
 
 from goals.sentence_encoder import CARRIED_NAME
-from lab.ranges import Cosine, Count, CountOrNone, Penalty, Weight
+from lab.ranges import Cosine, Count, CountOrNone, Penalty, Share, Weight
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,10 @@ class GoalArgs(TextArgs):
     grounding: bool = False
     """drop suggested goals whose thing is neither seen, held nor makeable (open and closed form)"""
     evidence: bool = False
-    """drop a goal's need once a caption shows the goal reached without it (rules form)"""
+    """correct the model's rules by what captions are seen to change, and what was there (rules
+    form)"""
+    doubt: Share = 0.05
+    """with --evidence: chance that a need of which nothing is known is suspended for a rollout"""
 
     # Asking
     prompt: str | None = None

@@ -106,6 +106,22 @@ class RulesForm:
         self.known = min(self.known, _share_known(odds))
         self.needs = calibrate_needs(odds.reshape(len(asked), len(self.facts)))
         self.rules = compile_rules(self.world, self.sensible, asked, self.needs, self.recipe)
+        self.margins = self._margins(asked)
+
+    def _margins(self, asked: Sequence[str]) -> np.ndarray:
+        """Return by how much the needs' scores are above the threshold, float64 [C, F + kinds].
+
+        0 where nothing was asked or answered. A kind's score is the mean of its facts'.
+        """
+        world = self.world
+        columns = [world.facts.index(fact) for fact in self.facts]
+        margins = np.zeros((len(world.captions), len(world.facts) + len(world.kinds)))
+        for goal, line in zip(asked, self.needs - self.recipe.need_threshold, strict=True):
+            row = margins[world.captions.index(goal)]
+            row[columns] = line
+            for number, kind in enumerate(world.kinds):
+                row[len(world.facts) + number] = line[[self.facts.index(f) for f in kind]].mean()
+        return np.nan_to_num(margins)
 
     def ask_sensible(self, answers: Callable[..., dict[str, str]]) -> np.ndarray:
         """Ask which goals make sense; return scores float64 [C - 1] in standard deviations."""

@@ -96,10 +96,7 @@ def build_tables(
     any_of = np.zeros_like(needs)
     alternatives = np.zeros((num_goals, 0, world.num_scene_words), np.uint32)
     if rules is not None:
-        sensible[:num_captions] = rules.sensible
-        needs[:num_captions] = pack_facts(rules.needs)
-        sets = pack_facts(rules.alternatives)
-        alternatives = np.pad(sets, ((0, num_goals - num_captions), (0, 0), (0, 0)))
+        sensible, needs, alternatives = _pack_rules(rules, num_goals)
         any_of[:num_captions] = world.in_view_masks()
     elif source in ("grounded", "llm"):
         any_of[:num_captions] = world.grounding_masks()
@@ -140,6 +137,24 @@ def build_tables(
         text_rows=scenes.text_index.to_device(),
         text_embeddings=jnp.array(scenes.text_vectors),
         fact_embeddings=jnp.array(facts),
+    )
+
+
+def replace_rules(tables: GoalTables, rules: Rules) -> GoalTables:
+    """Return the tables with other rules, of as many sets of alternatives."""
+    sensible, needs, alternatives = _pack_rules(rules, len(tables.sensible))
+    return tables.replace(
+        sensible=jnp.array(sensible), needs=jnp.array(needs), alternatives=jnp.array(alternatives)
+    )
+
+
+def _pack_rules(rules: Rules, num_goals: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return sensible bool [G], needs uint32 [G, W], alternatives uint32 [G, K, W]."""
+    more = num_goals - len(rules.sensible)
+    return (
+        np.pad(rules.sensible, (0, more)),
+        np.pad(pack_facts(rules.needs), ((0, more), (0, 0))),
+        np.pad(pack_facts(rules.alternatives), ((0, more), (0, 0), (0, 0))),
     )
 
 

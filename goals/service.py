@@ -18,22 +18,20 @@ from goals.asking import MEND, Asker, Costs
 from goals.background import AnswerScenes, Background
 from goals.closed import Closed
 from goals.embeddings import Embeddings
+from goals.evidence import Evidence
 from goals.forms import Form, is_answer, make_form
 from goals.guidance import check_guide
 from goals.pairs import PairsForm
 from goals.rules import RulesForm, check_plausible
-from goals.scene_tables import SceneTables, build_tables, embeds_goals
+from goals.scene_tables import SceneTables, build_tables, embeds_goals, replace_rules
 from goals.sources import Sources, open_sources
 from goals.store import Store
-from goals.tables import GoalTables, SceneIndex, drop_needs, refute_needs, suggest_by_scene
+from goals.tables import GoalTables, SceneIndex, suggest_by_scene
 from lab.errors import UserError
 from worlds.world import World, mask_of
 
 PROGRESS_SECONDS = 0.5
 REHEARSALS, FACTS_OF_REHEARSAL = 3, 4  # scenes that a server is asked about before a run
-
-_drop_needs = jax.jit(drop_needs)
-_refute_needs = jax.jit(refute_needs)
 
 
 @jax.jit
@@ -63,7 +61,7 @@ class GoalService:
         self.holds_up = args.asks
         self.prompt_mask = world.prompt_mask(args.prompt_scope if is_goal_args else "full")
         if is_goal_args:
-            _check(args)
+            _check(args, world)
             check_guide(args, world)
         self.store = Store(args.store)
         self._sources = Sources()
@@ -77,10 +75,9 @@ class GoalService:
         self._given_up: set[bytes] = set()
         self._embeddings = Embeddings(args.sentence_encoder, self.store, self._sources.recorded)
         self._scenes = SceneTables(world, args)
-        # [G, W] uint32, needs that play has shown to be none; None without --evidence
-        self._refuted: np.ndarray | None = None
-        if is_goal_args and args.evidence:
-            self._refuted = np.zeros((self.num_goals, world.num_scene_words), np.uint32)
+        self._seed = seed
+        self._evidence: Evidence | None = None  # what play says of the rules, with --evidence
+        self._news: list[str] = []  # corrections since the last line of metrics
 
     def _make_form(self, seed: int) -> Form:
         sources, answered = self._sources, self._sources.answered
@@ -102,6 +99,10 @@ class GoalService:
         """
         if self.form is not None:
             self.form.prepare(self._asker.answers)
+            if self.args.evidence:
+                rules, margins = self.form.rules, self.form.margins
+                seed, doubt = self._seed, self.args.doubt
+                self._evidence = Evidence(self.world, rules, margins, seed, doubt)
             if isinstance(self.form, RulesForm | Closed | PairsForm):
                 check_plausible(self.form.plausible, self.form.known, self.language_model)
             if self.args.per_scene and self.args.llm_url and self._sources.model:
@@ -200,14 +201,15 @@ class GoalService:
             f"(form: {self.args.goal_form})"
         )
 
-    def metrics(self) -> dict[str, int]:
-        """Return what the service adds to a line of metrics."""
+    def metrics(self) -> dict[str, Any]:
+        """Return what the service adds to a line of metrics, news of the rules but once."""
         line = {"scenes": self.num_scenes}
         if self.args.in_background:
             line["queue_length"] = self.queue_length
             line["queue_dropped"] = self.usage.queue_dropped
-        if self._refuted is not None:
-            line["needs_dropped"] = int(np.unpackbits(self._refuted.view(np.uint8)).sum())
+        if self._evidence is not None:
+            line["rules_corrected"] = len(self._evidence.corrections)
+            line["corrections"], self._news = self._news, []
         return line
 
     # RESOLVE
@@ -224,26 +226,31 @@ class GoalService:
             self._learn_texts(scenes)
         self._renew()
 
-    def observe(self, scenes: jax.Array, captions: jax.Array) -> bool:
+    def observe(self, scenes: jax.Array, captions: jax.Array, done: jax.Array) -> bool:
         """Take what a rollout shows; return whether `tables` are new.
 
-        scenes: [T, N, W] uint32; captions: [T, N] int32, of the steps taken in them. With
-        --evidence the needs that it refutes are dropped; with --resolve async the scenes without an
-        answer wait for one, and the answers that have come are taken. New tables count from the
-        next rollout on. Raises UserError as `know`.
+        scenes: [T, N, W] uint32; captions: [T, N] int32, of the steps taken in them; done: [T, N]
+        bool, whether these ended an episode. With --evidence the rules are corrected by it; with
+        --resolve async the scenes without an answer wait for one, and the answers that have come
+        are taken. New tables count from the next rollout on. Raises UserError as `know`.
         """
-        is_new = False
-        if self._refuted is not None:
+        is_new = is_corrected = False
+        if self._evidence is not None:
             # HOST WAITS for the device.
-            found = np.asarray(_refute_needs(self._undropped, captions, scenes))
-            is_new = bool((found & ~self._refuted).any())
-            self._refuted = self._refuted | found
+            self._evidence.observe(*map(np.asarray, (scenes, captions, done)))
+            rules, news = self._evidence.correct()
+            self._news += news
+            self.tables, is_corrected = replace_rules(self.tables, rules), bool(news)
         if self.args.in_background:
             is_unanswered = np.asarray(_find_unanswered(self.tables, self.prompt_mask, scenes))
             is_new |= self._exchange(np.asarray(scenes)[is_unanswered])
         if is_new:
             self._renew()
-        return is_new
+        return is_new or is_corrected
+
+    def rules_report(self) -> str:
+        """Say the rules before and after the corrections; "" without --evidence."""
+        return self._evidence.report() if self._evidence else ""
 
     def _exchange(self, scenes: np.ndarray) -> bool:
         """Take the answers that have come, and let scenes wait for theirs.
@@ -317,10 +324,9 @@ class GoalService:
 
     def _renew(self) -> None:
         rules = self.form.rules if self.form and not self.args.per_scene else None
-        tables = build_tables(self.world, self.args, self._scenes, self._embeddings, rules)
-        self._undropped = self.tables = tables
-        if self._refuted is not None:
-            self.tables = _drop_needs(tables, self._refuted)
+        if self._evidence is not None:
+            rules = self._evidence.rules
+        self.tables = build_tables(self.world, self.args, self._scenes, self._embeddings, rules)
 
     # IN THE BACKGROUND
 
@@ -393,7 +399,7 @@ class GoalService:
             "unanswered": unanswered.tolist(),
             "text_scenes": _to_hex(scenes.text_index),
             "queue": {scene.hex(): visits for scene, visits in queue.items()},
-            "refuted": "" if self._refuted is None else self._refuted.tobytes().hex(),
+            "evidence": self._evidence.state() if self._evidence else None,
             "usage": dataclasses.asdict(self.usage),
         }
 
@@ -419,8 +425,8 @@ class GoalService:
             self._learn_goals(answered)
         if len(text_scenes):
             self._learn_texts(text_scenes)
-        if self._refuted is not None:
-            self._refuted = _from_hex(state["refuted"], words)
+        if self._evidence is not None:
+            self._evidence.restore(state["evidence"])
         self._asker.costs = Costs(**state["usage"])
         self._renew()
 
@@ -435,7 +441,7 @@ class GoalService:
         self.store.close()
 
 
-def _check(args: GoalArgs) -> None:
+def _check(args: GoalArgs, world: World) -> None:
     """Raise UserError for arguments that do not go together."""
     if args.llm_budget < 0:
         raise UserError(
@@ -450,6 +456,10 @@ def _check(args: GoalArgs) -> None:
     if args.evidence and (args.goal_source != "llm" or args.goal_form != "rules"):
         raise UserError(
             "--evidence is for --goal-source llm with --goal-form rules: only they have needs"
+        )
+    if args.evidence and not hasattr(world, "changing"):
+        raise UserError(
+            f"world {world.name} does not tell what actions change: leave --evidence out"
         )
 
 

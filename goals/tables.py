@@ -229,34 +229,6 @@ def share_unanswered(
     return 1.0 - (tables.answered[rows] & (rows >= 0)).mean()
 
 
-# EVIDENCE
-def refute_needs(tables: GoalTables, captions: jax.Array, scenes: jax.Array) -> jax.Array:
-    """Find the needs that goals, here the captions themselves, were reached without.
-
-    captions: [...] int32, of what was done in scenes [..., W] uint32. Returns the needs, and
-    alternatives of which not one was there, as [G, W] uint32. A caption proves no more than it
-    says: one of an attempt says only that the thing was at hand.
-    """
-    num_goals, num_words = tables.needs.shape
-    captions, scenes = captions.reshape(-1), scenes.reshape(-1, num_words)
-    missing, sets = tables.needs[captions] & ~scenes, tables.alternatives[captions]
-    has_none = ((sets & scenes[:, None]) == 0).all(-1, keepdims=True)
-    missing |= jnp.bitwise_or.reduce(jnp.where(has_none, sets, 0), axis=1)
-    bits = jnp.zeros((num_goals, 32 * num_words), bool).at[captions].max(unpack_bits(missing))
-    return pack_bits(bits)
-
-
-def drop_needs(tables: GoalTables, refuted: jax.Array) -> GoalTables:
-    """Return the tables without what is refuted, needs and alternatives.
-
-    refuted: [G, W] uint32, or of size zero.
-    """
-    if not refuted.size:
-        return tables
-    needs, alternatives = tables.needs & ~refuted, tables.alternatives & ~refuted[:, None]
-    return tables.replace(needs=needs, alternatives=alternatives)
-
-
 # READ
 @struct.dataclass
 class WordSet:

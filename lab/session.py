@@ -21,7 +21,7 @@ from lab.metrics import costs, metrics_line, score_key, score_label, summarise
 from lab.play import Policy, play
 from lab.plots import learning_curve
 from lab.progress import Progress
-from lab.run import Run, new_run_dir, read_config, read_metrics
+from lab.run import Run, new_run_dir, read_config, read_metrics, write_text
 from worlds.world import World, WorldArgs
 
 HELD_OUT = 0x4845  # seed of the worlds of evaluations, which no training shares
@@ -174,6 +174,8 @@ class Session:
             service.finish()
         with self._last_step("the picture", failed):
             learning_curve(path, path / "curve.png")
+        if service.rules_report():
+            write_text(path / "rules.txt", service.rules_report())
         if args.evaluate_episodes:
             self.progress.phase("evaluating")
             key, episodes = jax.random.key(HELD_OUT), args.evaluate_episodes

@@ -76,7 +76,8 @@ def suggested(service, scenes):
 def observe(service, scenes):
     """Let the service observe scenes [M, W], one env's steps in which nothing is done."""
     scenes = jnp.asarray(scenes)[:, None]
-    return service.observe(scenes, jnp.zeros(scenes.shape[:2], jnp.int32))
+    nothing = jnp.zeros(scenes.shape[:2], jnp.int32)
+    return service.observe(scenes, nothing, nothing > 0)
 
 
 def wait(service):
@@ -414,7 +415,12 @@ def needy(monkeypatch, tmp_path):
     alternatives = np.zeros((4, 1, len(world.facts)), bool)
     alternatives[2, 0, 3:5] = True  # a door is opened where one stands at 0 or 1
     rules = Rules(np.asarray([False, True, True, True]), needs, alternatives)
-    monkeypatch.setattr(RulesForm, "prepare", lambda self, answers: setattr(self, "rules", rules))
+    margins = np.zeros((4, len(world.facts)))
+
+    def prepare(form, answers):
+        form.rules, form.margins = rules, margins
+
+    monkeypatch.setattr(RulesForm, "prepare", prepare)
     monkeypatch.setattr(goals.sources, "load_language_model", lambda *_, **__: TableModel())
 
     def make(**options):
@@ -427,32 +433,52 @@ def needy(monkeypatch, tmp_path):
 
 
 def test_needs_that_play_refutes_are_dropped_from_the_next_rollout_on(needy):
-    service = needy(evidence=True)
+    service = needy(evidence=True, doubt=0.0)
     before = service.tables
-    assert service.metrics() == {"scenes": 0, "needs_dropped": 0}
-    # Steps [2, 2]: a key is taken where no door is seen, a wall is kicked with a key, a door is
-    # opened with a key at 3, nothing is done.
-    scenes = jnp.asarray([[[0b0001001], [0b0010010]], [[0b1000110], [0b0010001]]], jnp.uint32)
-    captions = jnp.asarray([[1, 3], [2, 0]])
-    assert service.observe(scenes, captions)
+    assert service.metrics() == {"scenes": 0, "rules_corrected": 0, "corrections": []}
+    # Twenty take a key where no door is seen, as many stand about.
+    scenes = [[[0b0001001]] * 40, [[0b0001010]] * 20 + [[0b0001001]] * 20]
+    scenes, captions = jnp.asarray(scenes, jnp.uint32), jnp.asarray([[1, 0], [0, 0]]).repeat(20, 1)
+    done = jnp.zeros((2, 40), bool)
+    assert not service.observe(scenes, captions, done.at[0].set(True)), "the scene after is another"
+    assert service.observe(scenes, captions, done)
     assert service.tables.needs[:4, 0].tolist() == [0, 0, 0b10, 0b10]
-    assert not service.tables.alternatives.any() and before.alternatives.any()
-    assert service.metrics()["needs_dropped"] == 1 + 2
-    assert not service.observe(scenes, captions), "nothing more is refuted"
-    resumed = needy(evidence=True)
+    assert service.tables.alternatives.shape == before.alternatives.shape
+    line = service.metrics()
+    assert line["rules_corrected"] == 1
+    assert line["corrections"] == ["take key: needs see door no longer: 20 successes without it"]
+    assert "now: needs nothing" in service.rules_report()
+    assert not service.observe(scenes, captions, done), "nothing more is refuted"
+    assert service.metrics()["corrections"] == []
+    resumed = needy(evidence=True, doubt=0.0)
     resumed.restore(json.loads(json.dumps(service.state())))
     np.testing.assert_array_equal(resumed.tables.needs, service.tables.needs)
     assert resumed.metrics() == service.metrics()
-    assert resumed.observe(scenes, jnp.asarray([[1, 2], [3, 3]]))
-    assert resumed.tables.needs[:4, 0].tolist() == [0, 0, 0b10, 0]
-    assert resumed.tables.alternatives.shape == before.alternatives.shape
+    assert resumed.rules_report() == service.rules_report()
+
+
+def test_doubt_lets_needs_come_and_go(needy):
+    service = needy(evidence=True, doubt=0.5)
+    scenes, none = jnp.zeros((2, 1, 1), jnp.uint32), jnp.zeros((2, 1), jnp.int32)
+    known = set()
+    for _ in range(20):
+        assert not service.observe(scenes, none, none > 0)
+        known.add(tuple(service.tables.needs[:4, 0].tolist()))
+    assert len(known) > 4
 
 
 def test_without_evidence_needs_stay(needy):
     service = needy()
-    assert not service.observe(jnp.zeros((1, 1, 1), jnp.uint32), jnp.ones((1, 1), jnp.int32))
+    once = jnp.ones((1, 1), jnp.int32)
+    assert not service.observe(jnp.zeros((1, 1, 1), jnp.uint32), once, once < 0)
     assert service.tables.needs[1].any() and service.metrics() == {"scenes": 0}
-    assert service.state()["refuted"] == ""
+    assert service.state()["evidence"] is None and service.rules_report() == ""
+
+
+def test_a_world_that_tells_no_changes_has_no_evidence(needy, monkeypatch):
+    monkeypatch.delattr(ToyWorld, "changing")
+    with pytest.raises(UserError, match="world toy does not tell what actions change: leave --evi"):
+        needy(evidence=True)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +508,9 @@ def test_a_run_without_goals_may_read_the_scene_in_words(tmp_path):
     assert is_known(args, service.world, service.tables, scenes).all()
     assert service.metrics() == {"scenes": 8} and service.embedding_size == 384
     assert service.tables.embeddings.shape == (32, 0) and service.goals == list(ToyWorld.captions)
-    assert not service.observe(scenes[:, None], jnp.zeros((8, 1), jnp.int32))
+    assert not service.observe(
+        scenes[:, None], jnp.zeros((8, 1), jnp.int32), jnp.zeros((8, 1), bool)
+    )
     resumed = GoalService(ToyWorld(), args)
     resumed.prepare()
     resumed.restore(json.loads(json.dumps(service.state())))

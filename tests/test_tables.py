@@ -12,7 +12,6 @@ from goals.arguments import GoalArgs, TextArgs
 from goals.tables import (
     SceneIndex,
     SceneTable,
-    drop_needs,
     embed_facts,
     embed_text,
     grow_goals,
@@ -21,7 +20,6 @@ from goals.tables import (
     lookup,
     pack_bits,
     read_text,
-    refute_needs,
     share_unanswered,
     suggest,
     suggest_by_rules,
@@ -109,57 +107,6 @@ def test_rules_equal_plain_python_on_random_masks():
     ]
     assert suggested.tolist() == expected
     assert 0 < suggested.mean() < 1
-
-
-def test_needs_refuted_by_hand():
-    needs = jnp.asarray(
-        [[0, 0], [0b011, 1], [0b100, 0], [0b111, 0]], jnp.uint32
-    )  # the last row belongs to no caption
-    sets = jnp.asarray(
-        [[[0, 0]] * 2, [[0b110000, 0], [0, 6]], [[0b110000, 0], [0, 6]], [[0b110000, 0]] * 2],
-        jnp.uint32,
-    )
-    tables = make_tables(needs=needs, alternatives=sets)
-    captions = jnp.asarray([[1, 1], [0, 2]])
-    scenes = jnp.asarray([[[0b010001, 1], [0b100111, 2]], [[0, 0], [0b100, 4]]], jnp.uint32)
-    refuted = refute_needs(tables, captions, scenes)
-    assert refuted.tolist() == [[0, 0], [0b010, 0b111], [0b110000, 0], [0, 0]]
-    left = drop_needs(tables, refuted)
-    assert left.needs.tolist() == [[0, 0], [0b001, 0], [0b100, 0], [0b111, 0]]
-    assert left.alternatives[1:3].tolist() == [[[0b110000, 0], [0, 0]], [[0, 0], [0, 6]]]
-    assert drop_needs(tables, jnp.zeros((0, 2), jnp.uint32)) is tables
-
-
-def test_refuted_needs_equal_plain_python_on_random_play():
-    rng = np.random.default_rng(2)
-    needs, scenes = (rng.integers(0, 2**32, shape, np.uint32) for shape in ((32, 2), (40, 5, 2)))
-    scenes |= rng.integers(0, 2**32, (40, 5, 2), np.uint32) | rng.integers(
-        0, 2**32, (40, 5, 2), np.uint32
-    )
-    captions = rng.integers(0, 20, (40, 5))
-    sets = (1 << rng.integers(0, 32, (32, 3, 2))) | (1 << rng.integers(0, 32, (32, 3, 2)))
-    needs, sets = (
-        needs & 0xFFFF,
-        sets.astype(np.uint32) & 0xFFFF0000,
-    )  # so that it can be told which of them was refuted
-    tables = make_tables(needs=jnp.asarray(needs), alternatives=jnp.asarray(sets))
-    refuted = jax.jit(refute_needs)(tables, jnp.asarray(captions), jnp.asarray(scenes))
-    expected = np.zeros_like(needs)
-    for t in range(40):
-        for n in range(5):
-            for bit in range(64):
-                needed = needs[captions[t, n], bit // 32] >> bit % 32 & 1
-                if needed and not scenes[t, n, bit // 32] >> bit % 32 & 1:
-                    expected[captions[t, n], bit // 32] |= np.uint32(1 << bit % 32)
-            for some in sets[captions[t, n]]:
-                if not (some & scenes[t, n]).any():
-                    expected[captions[t, n]] |= some
-    np.testing.assert_array_equal(refuted, expected)
-    assert (
-        0 < (expected[:20] & needs[:20] != needs[:20]).mean() < 1
-        and (expected >> 16).any()
-        and not expected[20:].any()
-    )
 
 
 def test_suggestions_by_scene_read_only_what_the_prompt_tells():

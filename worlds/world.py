@@ -291,6 +291,15 @@ class PairsWorld(World, Protocol):
         ...
 
 
+class EvidenceWorld(World, Protocol):
+    """A world whose scenes tell what actions do, for --evidence. No other world needs this."""
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """Facts that an action can make true or false: what is faced, held, felt, not just seen."""
+        ...
+
+
 @struct.dataclass
 class Guide:
     """Where what some captions name is, as far as the episode has seen it.

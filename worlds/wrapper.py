@@ -119,6 +119,10 @@ class WorldWrapper:
         return self.world.rules_of(wrong, right)
 
     @property
+    def changing(self) -> tuple[str, ...]:
+        return self.world.changing
+
+    @property
     def counts_finds(self) -> bool:
         return self.world.counts_finds
 

@@ -130,6 +130,7 @@ def _sought(caption: str) -> int:
 # step later.
 HELD = tuple(f"have {item}" for item in ITEMS)
 NEEDABLE = tuple(f"see {thing}" for thing in THINGS) + HELD
+CHANGING = tuple(fact for fact in FACTS if not fact.startswith("see "))
 KINDS = {tool: tuple(f"have {material} {tool}" for material in MATERIALS) for tool in KINDS_OF_TOOL}
 
 

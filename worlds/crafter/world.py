@@ -102,6 +102,7 @@ class Crafter:
     recipes: ClassVar = RECIPES
     needable: ClassVar = words.NEEDABLE
     held: ClassVar = frozenset(words.HELD)
+    changing: ClassVar = words.CHANGING
     kinds: ClassVar = tuple(words.KINDS.values())
     meaningful: ClassVar = frozenset(words.EFFECTS)
     describe = staticmethod(words.describe)
