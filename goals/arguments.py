@@ -64,10 +64,14 @@ class TextArgs:
         return self.waits_for_goals or self.text_observation == "caption"
 
     @property
+    def tracks_goals(self) -> bool:
+        """Whether it must be known within a rollout which goals are suggested and reached."""
+        return self.reads_goals
+
+    @property
     def must_know_scene(self) -> bool:
         """Whether the policy cannot act in a scene that the host has not made known."""
-        reads_answers = self.reads_goals and self.waits_for_goals
-        return self.text_observation == "caption" or reads_answers
+        return self.text_observation == "caption" or (self.tracks_goals and self.waits_for_goals)
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class GoalArgs(TextArgs):
 
     @property
     def tracks_goals(self) -> bool:
-        """Whether it must be known within a rollout which goals are reached."""
+        """Whether it must be known within a rollout which goals are suggested and reached."""
         return self.reads_goals or self.guides
 
     @property

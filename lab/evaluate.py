@@ -96,15 +96,15 @@ def load_run(
 ) -> tuple[Policy, GoalService, Any]:
     """Return a run's policy, its service and the state of its last checkpoint.
 
-    Arguments that the run did not know yet have their defaults. Where the policy reads no goals
-    nobody is asked for any: a film shows those that the stores have.
+    Arguments that the run did not know yet have their defaults. Where the policy reads nothing of
+    goals nobody is asked for any: a film shows those that the stores have.
     """
     config = read_config(run_dir)
     recorded = config["arguments"]
     names = {field.name for field in dataclasses.fields(script.Args)}
     args = script.Args(**{name: value for name, value in recorded.items() if name in names})
     args = dataclasses.replace(args, store=store or args.store)
-    if getattr(args, "goal_source", None) == "llm" and not args.reads_goals:
+    if getattr(args, "goal_source", None) == "llm" and not args.tracks_goals:
         llm = config["language_model"] if args.llm_url else args.llm
         offline = {"llm": llm, "llm_url": None, "resolve": "replay", "on_missing": "no-goals"}
         args = dataclasses.replace(args, **offline)

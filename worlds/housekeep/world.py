@@ -3,6 +3,7 @@
 Axes: A actions, C captions, F facts, R receptacles, O objects, P poses, K things misplaced.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -100,12 +101,19 @@ class Housekeep:
     defaults = DEFAULTS
     aliases = ()
 
+    def __repr__(self) -> str:
+        """Name placements by their content: a run goes on in the same house, or not at all."""
+        content = self.placements and hashlib.sha256(self.placements.read_bytes()).hexdigest()[:16]
+        fields = f"task={self.task!r}, observation={self.observation!r}, placements={content!r}"
+        return f"Housekeep({fields})"
+
     @classmethod
     def from_args(cls, args: WorldArgs) -> "Housekeep":
         """Make the world of the options; raises UserError for options that it does not have."""
         known = {"observation": ("symbolic", "pixels"), "task": (), "placements": ()}
         options = choose_options(cls.name, args, known)
-        world = cls(options["task"] or "1", options["observation"], options["placements"])
+        path = options["placements"] and Path(options["placements"])
+        world = cls(options["task"] or "1", options["observation"], path)
         world.house  # noqa: B018, so that a wrong task is refused now
         return world
 
@@ -342,7 +350,7 @@ class Housekeep:
         thing, is_free = jnp.maximum(state.held, 0), state.held < 0
         numbers = jnp.arange(len(house.receptacles))[None]
         stands = (state.seen_in[:, None] == numbers) & picks[:, None]
-        is_target = jnp.where(is_free, stands.any(0), places[thing])
+        is_target = jnp.where(is_free, stands.any(0), places[thing] & state.seen_receptacles)
 
         faced = jnp.array(house.faced)[state.pose, state.level]
         inside = (state.place == faced) & (faced >= 0)
