@@ -221,6 +221,8 @@ def print_table(figures: Mapping[str, Any]) -> None:
 
 def main(args: Args) -> dict[str, Any]:
     """Grade, print and write; return what the JSON holds."""
+    if args.out and args.out.is_dir():
+        raise UserError(f"--out {args.out} is a folder: give the name of a file in it")
     world = make_world(WorldArgs(env="housekeep", placements=args.placements))
     bench = Bench(world, find_truth(args.placements), args.split, args.group)
     paths = args.stores or sorted(world.recorded.glob(f"{world.name}_pairs_*.sqlite"))

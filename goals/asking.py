@@ -17,6 +17,18 @@ ATTEMPTS = 3  # how often a question is asked whose answers cannot be used, one 
 PATIENCE = 24  # a live model that answers none of so many questions in a row never will
 MAX_SAID = 80  # characters shown of an answer
 MEND = "mend the server, or choose another --llm or --goal-form, and start again; all is kept"
+# What to do where only stores are read and none has the answer, by form.
+MEND_OF_SCENES = (
+    "choose a live --llm (such as gemma3-270m), another --goal-form, of scenes --prompt-scope "
+    "compact (most recordings are of compact ones), or --on-missing no-goals"
+)
+MENDS = {
+    "pairs": (
+        "choose another --llm (gemma3-270m is recorded on all things and can be asked), record "
+        "these (python -m goals.record --form pairs), or choose --pair-scoring recipe or "
+        "--goal-source oracle"
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +109,10 @@ class Asker:
         missing = [question for question in questions if question not in answers]
         unknown = [question for question in missing if question not in others]
         if unknown and self.model is None and self.on_missing == "error":
+            names = f" ({', '.join(unknown[:3])} ...)" if parameters.get("form") == "pairs" else ""
+            mend = MENDS.get(parameters.get("form"), MEND_OF_SCENES)
             raise UserError(
-                f"no stored answer of {self.name} for {len(unknown)} question(s): "
-                "choose a live --llm (such as gemma3-270m), another --goal-form, of scenes "
-                "--prompt-scope compact (most recordings are of compact ones), or --on-missing "
-                "no-goals"
+                f"no stored answer of {self.name} for {len(unknown)} question(s){names}: {mend}"
             )
         asked = [question for question in missing if not self._is_final(others.get(question, {}))]
         asked = asked[: int(min(self.left, len(asked)))]

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from goals.rules import Rules
+from goals.rules import Rules, say_rules
 from worlds.world import EvidenceWorld
 
 # A signature's least successes, z and share that the controls do not explain.
@@ -329,25 +329,16 @@ class Evidence:
 
     def report(self) -> str:
         """Say the model's rules, and each that is corrected, with the reasons."""
-        whole = Rules(self.model_rules.sensible, self.model_rules.needs, self._sets())
-        corrected = self._apply(set())
+        model = say_rules(self.world, self.model_rules)
+        now = say_rules(self.world, self._apply(set()))
         lines = ["By the model's word, and below it what play has corrected:", ""]
-        for goal in np.flatnonzero(self.model_rules.sensible):
-            lines.append(f"{self._name(goal)}: {self._say(whole, goal)}")
-            reasons = [why for c, why in self.corrections.items() if c.goal == goal]
+        for goal, said in model.items():
+            lines.append(f"{goal}: {said}")
+            reasons = [why for c, why in self.corrections.items() if self._name(c.goal) == goal]
             if reasons:
-                lines.append(f"    now: {self._say(corrected, goal)}")
+                lines.append(f"    now: {now.get(goal, 'makes no sense')}")
                 lines += [f"    {why}" for why in reasons]
         return "\n".join([*lines, ""])
-
-    def _say(self, rules: Rules, goal: int) -> str:
-        if not rules.sensible[goal]:
-            return "makes no sense"
-        facts = self.world.facts
-        needs = [facts[fact] for fact in np.flatnonzero(rules.needs[goal])]
-        sets = [np.flatnonzero(some) for some in rules.alternatives[goal]]
-        needs += [" or ".join(facts[fact] for fact in some) for some in sets if len(some)]
-        return f"needs {', '.join(needs)}" if needs else "needs nothing"
 
     def _name(self, goal: int) -> str:
         return self.world.captions[goal]

@@ -69,7 +69,7 @@ class PairsForm:
         choice: str = "best",
         answered: Collection[str] = (),
     ):
-        self.world, self.scoring = _with_pairs(world), scoring
+        self.world, self.scoring = with_pairs(world), scoring
         self.takes_best = choice == "best" and scoring == "recipe"
         self.recipe = recipe or find_recipe(world.recipes, model)
         prefix = Path(prompt or world.prompts / f"{world.name}_pairs")
@@ -103,6 +103,18 @@ class PairsForm:
         is_asked = is_known.any(1, keepdims=True)
         self.right, self.wrong = right | ~is_asked, wrong & is_asked
         self.rules = Rules(*self.world.rules_of(self.wrong, self.right))
+
+    def report(self) -> str:
+        """Say of each thing where it goes here, and where else it may stay."""
+        here = self.world.places_here
+        lines = []
+        for thing, right, wrong in zip(self.things, self.right, self.wrong, strict=True):
+            goes, stays = (
+                ", ".join(np.array(self.places)[table & here]) or "nowhere"
+                for table in (right, ~wrong & ~right)
+            )
+            lines.append(f"{thing}: goes to {goes}; may stay in {stays}\n")
+        return "".join(lines)
 
     def judge(self, answers: Answers, things: Sequence[str]) -> np.ndarray:
         """Ask where things belong; return scores float64 [T, P], NaN where nothing is known.
@@ -187,10 +199,11 @@ def combine(contrast: np.ndarray, *fits: np.ndarray) -> np.ndarray:
     return scores - BEST_WEIGHT * np.fmax.reduce(scores, axis=1, keepdims=True)
 
 
-def _with_pairs(world: World) -> PairsWorld:
+def with_pairs(world: World) -> PairsWorld:
+    """Return the world; raises UserError if it has no pairs."""
     members = ("things", "places", "places_here", "rules_of")
     if not all(hasattr(world, member) for member in members):
-        raise UserError(f"world {world.name} has no pairs: choose another --goal-form")
+        raise UserError(f"world {world.name} has no pairs: choose another form")
     return world
 
 

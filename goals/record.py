@@ -4,8 +4,9 @@
         the rules: some thousand questions
     python -m goals.record --llm model.gguf --store mine.sqlite --form open --scenes scenes.txt
         a list for each scene of a file
-    python -m goals.record --llm model.gguf --store mine.sqlite --form pairs --things things.txt
-        where each thing belongs, those of the world and those of a file
+    python -m goals.record --env housekeep --task valid:1 --llm model.gguf --store mine.sqlite
+        --form pairs --things things.txt
+        where each thing belongs, those of the task and those of a file
     python -m goals.record --llm model.gguf --store new.sqlite --compare mine.sqlite
         ask anew and compare
 
@@ -58,6 +59,8 @@ class Args:
     """names of more things than the world at hand has, one a line (form pairs)"""
     env: str = "crafter"
     """the world to ask about; package.module:Class names one of your own"""
+    task: str | None = None
+    """the task whose things are asked about; default: the world's first"""
     placements: Path | None = None
     """a table of where things belong, instead of the world's own"""
     prompt: str | None = None
@@ -74,7 +77,7 @@ class Args:
 
 def main(args: Args) -> dict[str, float]:
     """Ask what the store has no answer to; return what was asked and what `compare` found."""
-    world = make_world(WorldArgs(env=args.env, placements=args.placements))
+    world = make_world(WorldArgs(env=args.env, task=args.task, placements=args.placements))
     questions = _read_questions(args)
     recorded = Store(args.compare, read_only=True) if args.compare else None
     model = load_language_model(args.llm, url=args.llm_url, engine=args.llm_engine)
@@ -163,11 +166,11 @@ def _read_questions(args: Args) -> list[str]:
             f"--form {args.form} needs --scenes: a file with one scene's sentence a line"
         )
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = map(str.strip, path.read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UserError(f"--{flag} {path} cannot be read ({reason}): give a text file") from error
-    return list(dict.fromkeys(line for line in lines if line.strip()))
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,17 @@ class Rules:
     alternatives: np.ndarray
 
 
+def say_rules(world: World, rules: Rules) -> dict[str, str]:
+    """Return what each sensible goal needs, in words, by goal."""
+    said = {}
+    for goal in np.flatnonzero(rules.sensible):
+        needs = [world.facts[fact] for fact in np.flatnonzero(rules.needs[goal])]
+        sets = [np.flatnonzero(some) for some in rules.alternatives[goal]]
+        needs += [" or ".join(world.facts[fact] for fact in some) for some in sets if len(some)]
+        said[world.captions[goal]] = f"needs {', '.join(needs)}" if needs else "needs nothing"
+    return said
+
+
 class RulesForm:
     """Ask for the rules of a world and compile them, with the model's recipe or the given one.
 
@@ -189,7 +200,7 @@ def check_plausible(plausible: np.ndarray, known: float, model: str) -> None:
     """
     advice = "look at the answers (python -m goals.store_cli inspect), or choose another --llm"
     if known < LEAST_KNOWN:
-        said = f"only {known:.0%} of the yes-or-no questions have an answer"
+        said = f"only {known:.0%} of the questions have an answer"
     elif not plausible.any():
         raise UserError(f"{model} tells no sensible goal, nothing can be suggested: {advice}")
     elif plausible.all():

@@ -21,8 +21,8 @@ from goals.embeddings import Embeddings
 from goals.evidence import Evidence
 from goals.forms import Form, is_answer, make_form
 from goals.guidance import check_guide
-from goals.pairs import PairsForm
-from goals.rules import RulesForm, check_plausible
+from goals.pairs import PairsForm, with_pairs
+from goals.rules import RulesForm, check_plausible, say_rules
 from goals.scene_tables import SceneTables, build_tables, embeds_goals, replace_rules
 from goals.sources import Sources, open_sources
 from goals.store import Store
@@ -249,8 +249,15 @@ class GoalService:
         return is_new or is_corrected
 
     def rules_report(self) -> str:
-        """Say the rules before and after the corrections; "" without --evidence."""
-        return self._evidence.report() if self._evidence else ""
+        """Say the rules, and with --evidence how play has corrected them; "" without rules."""
+        if self._evidence:
+            return self._evidence.report()
+        if isinstance(self.form, PairsForm):
+            return self.form.report()
+        if not isinstance(self.form, RulesForm):
+            return ""
+        said = say_rules(self.world, self.form.rules)
+        return "".join(f"{goal}: {needs}\n" for goal, needs in said.items())
 
     def _exchange(self, scenes: np.ndarray) -> bool:
         """Take the answers that have come, and let scenes wait for theirs.
@@ -453,6 +460,8 @@ def _check(args: GoalArgs, world: World) -> None:
             "--extrinsic-coef adds the game's reward to goals, and --goal-source none has none: "
             "leave it out"
         )
+    if args.goal_source == "llm" and args.goal_form == "pairs":
+        with_pairs(world)
     if args.evidence and (args.goal_source != "llm" or args.goal_form != "rules"):
         raise UserError(
             "--evidence is for --goal-source llm with --goal-form rules: only they have needs"

@@ -16,7 +16,8 @@ from lab.metrics import score_label
 from worlds.world import World
 
 PICTURE, WIDEST = 432, 864  # pixels: height the game is scaled to (or a little more), if so wide
-PANEL, MARGIN, LINE = 432, 18, 18  # pixels
+PANEL, MARGIN, LINE, VALUES = 432, 18, 18, 72  # pixels; VALUES: where a line's text begins
+SMALLEST = 11  # of letters, for what would not fit else
 CAPTION_LINES, GOAL_ROWS, ACHIEVEMENT_ROWS = 4, 6, 5
 HOLD_NEW, HOLD_LAST = 5, 20  # times longer that a frame with a new achievement, or the last, stands
 
@@ -264,25 +265,31 @@ def _draw_panel(frame: Frame) -> Image.Image:
     y += GOAL_ROWS * LINE + 8
 
     y = _rule(draw, y)
-    _heading(draw, y, "action")
-    draw.text((MARGIN + 92, y - 3), clip(frame.action, inner - 92, 15), TEXT, _font(15))
-    y += LINE + 1
-    _heading(draw, y, "happened")
-    draw.text((MARGIN + 92, y - 3), clip(frame.caption, inner - 92, 15), TEXT, _font(15))
-    y += LINE + 1
-    _heading(draw, y, "reward")
     earned = f"{frame.reward:+.2f}" if frame.reward else "0"
     if frame.rewarded_goal is not None:
-        earned = f"{earned}  for {frame.rewarded_goal}"
+        is_named = frame.rewarded_goal == frame.caption
+        earned += f"  for {'this goal' if is_named else frame.rewarded_goal}"
     ink = GREEN if frame.reward > 0 else FAINT
-    draw.text((MARGIN + 92, y - 3), clip(earned, inner - 92, 15), ink, _font(15))
-    y += LINE + 6
+    lines = (("action", frame.action, TEXT), ("happened", frame.caption, TEXT))
+    for name, text, colour in (*lines, ("reward", earned, ink)):
+        _heading(draw, y, name)
+        size = _size_of(text, inner - VALUES, 15)
+        place = MARGIN + VALUES, y - 3 + (15 - size)
+        draw.text(place, clip(text, inner - VALUES, size), colour, _font(size))
+        y += LINE + 1
+    y += 5
 
     y = _rule(draw, y)
     score = f"{frame.score:.2f}".rstrip("0").rstrip(".")
     _heading(draw, y, clip(f"{score_label(frame.score_name)}   {score}", inner, 12))
     _draw_achievements(draw, frame, y + 17, inner)
     return panel
+
+
+def _size_of(text: str, width: float, largest: int) -> int:
+    """Return the largest size of letters down to SMALLEST at which the text fits the width."""
+    sizes = range(largest, SMALLEST, -1)
+    return next((size for size in sizes if text_width(text, size) <= width), SMALLEST)
 
 
 def _heading(draw: ImageDraw.ImageDraw, y: int, text: str) -> None:
@@ -297,12 +304,13 @@ def _rule(draw: ImageDraw.ImageDraw, y: int) -> int:
 
 
 def _draw_goals(draw: ImageDraw.ImageDraw, frame: Frame, y: int, inner: int) -> None:
-    """List the goals in two columns: achieved ones ticked and struck, the rewarded one lit."""
-    column = inner // 2
+    """List the goals, many in two columns: achieved ones ticked and struck, the paid one lit."""
+    column = inner if len(frame.goals) <= GOAL_ROWS else inner // 2
     shown, left_out = choose_goals(frame.goals, frame.rewarded_goal, 2 * GOAL_ROWS)
     for i, (goal, achieved) in enumerate(shown):
         x, top = MARGIN + (i // GOAL_ROWS) * column, y + (i % GOAL_ROWS) * LINE
-        text = clip(goal, column - 28, 14)
+        size = _size_of(goal, column - 28, 14)
+        text = clip(goal, column - 28, size)
         rewarded = goal == frame.rewarded_goal
         if rewarded:
             draw.rounded_rectangle((x - 5, top, x + column - 11, top + LINE - 1), 4, GREEN_DARK)
@@ -310,9 +318,10 @@ def _draw_goals(draw: ImageDraw.ImageDraw, frame: Frame, y: int, inner: int) -> 
             _tick(draw, x + 1, top + 5, TEXT if rewarded else GREEN)
         else:
             draw.ellipse((x + 3, top + 7, x + 7, top + 11), FAINT)
-        draw.text((x + 16, top), text, FAINT if achieved and not rewarded else TEXT, _font(14))
+        ink = FAINT if achieved and not rewarded else TEXT
+        draw.text((x + 16, top + (14 - size)), text, ink, _font(size))
         if achieved and not rewarded:
-            draw.line((x + 16, top + 10, x + 16 + text_width(text, 14), top + 10), FAINT)
+            draw.line((x + 16, top + 10, x + 16 + text_width(text, size), top + 10), FAINT)
     if left_out:
         place = (MARGIN + column + 16, y + (GOAL_ROWS - 1) * LINE)
         draw.text(place, f"+{left_out} more", FAINT, _font(14))

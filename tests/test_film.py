@@ -191,6 +191,16 @@ def test_film_texts_stay_in_their_places():
     assert not rim[:, picture.shape[0] : picture.shape[0] + film.MARGIN - 6].any()
 
 
+def test_few_goals_and_what_happened_are_shown_whole(monkeypatch):
+    goal = "place the dirty plaid shirt in the bathroom laundry basket"
+    shown, clip = [], film.clip
+    monkeypatch.setattr(film, "clip", lambda *a: shown.append((a[0], clip(*a))) or shown[-1][1])
+    frame = make_frame(goals=((goal, False),), caption=goal, rewarded_goal=goal, reward=1.0)
+    draw_frame(frame)
+    assert [text for text, drawn in shown if text == goal and drawn == goal] == [goal, goal]
+    assert ("+1.00  for this goal",) * 2 in shown
+
+
 def test_wrapping_and_clipping():
     assert film.wrap("", 100, 14, 3) == []
     lines = film.wrap("one two three four five six seven eight nine ten", 90, 14, 2)

@@ -36,6 +36,13 @@ def test_properties(source):
         assert args.must_know_scene == (text == "caption" or reads_what_is_asked)
 
 
+@pytest.mark.parametrize("guide", [{"goal_view": True}, {"approach_coef": 1.0}])
+def test_goals_that_a_guide_reads_must_be_known(guide):
+    args = GoalArgs(goal_form="open", goal_conditioned=False, text_observation="none", **guide)
+    assert args.tracks_goals and args.must_know_scene
+    assert not dataclasses.replace(args, goal_form="rules").must_know_scene
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_without_goals_only_text_counts(text):
     args = TextArgs(text_observation=text)

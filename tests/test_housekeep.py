@@ -128,7 +128,9 @@ def test_every_place_of_the_table_has_furniture():
     assert len(set(colours(list(PLACES)).values())) == len(PLACES)
 
 
-@pytest.mark.parametrize("task", ["0", "5", "tests:1", "test:", "test:x", "test:-1", "test"])
+@pytest.mark.parametrize(
+    "task", ["0", "5", "tests:1", "test:", "test:x", "test:-1", "test", "test:007", "test:٧"]
+)
 def test_an_unknown_task_is_one_line(task):
     with pytest.raises(UserError, match=f"no --task '{task}'; known: 1 to 4, or train:7, valid:7"):
         make_world(WorldArgs("housekeep", task=task))
@@ -158,6 +160,28 @@ def test_a_house_of_peoples_rankings(tmp_path):
             column = known.index(receptacle.name)
             assert (ranks[column, row, 0] > 0) == is_right
             assert receptacle.name.startswith(world.house.rooms[receptacle.room])
+
+
+def test_a_run_knows_its_placements_by_their_content(tmp_path):
+    path, other = tmp_path / "ranks.npz", tmp_path / "other.npz"
+    ranks, names, places = save_rankings(path)
+    world = make_world(WorldArgs("housekeep", placements=path))
+    assert repr(world) == repr(make_world(WorldArgs("housekeep", placements=str(path))))
+    other.write_bytes(path.read_bytes())
+    assert repr(world) == repr(make_world(WorldArgs("housekeep", placements=other)))
+    np.savez(other, ranks=-ranks, objects=np.array(names), room_receptacles=np.array(places))
+    assert repr(world) != repr(Housekeep("1", placements=other))
+    assert repr(Housekeep()) == "Housekeep(task='1', observation='symbolic', placements=None)"
+
+
+def test_a_table_with_too_little_says_what_a_house_needs(tmp_path):
+    path = tmp_path / "ranks.npz"
+    ranks, names, places = save_rankings(path)
+    places = np.array([place.replace("kitchen", "garage") for place in places[:8]])
+    np.savez(path, ranks=ranks[:8], objects=np.array(names), room_receptacles=places)
+    with pytest.raises(UserError, match="^--placements has no house for --task") as caught:
+        make_world(WorldArgs("housekeep", placements=path))
+    assert "(there are 2 in living room)" in str(caught.value) and "30 things" in str(caught.value)
 
 
 # RULES
@@ -253,8 +277,17 @@ def test_references_are_things_of_the_train_split_of_all_categories():
 
 def test_a_scene_in_words():
     world = Housekeep()
-    said = world.describe(np.asarray(world.scene(world.reset(None))))
-    assert said.startswith("You have seen ") and said.endswith("Your hand is empty.")
+    state, names = world.reset(None), [r.name for r in world.house.receptacles]
+    assert world.describe(np.asarray(world.scene(state))) == "Your hand is empty."
+    state = state.replace(
+        held=jnp.int32(0),
+        first_in=jnp.full_like(state.first_in, -1).at[1].set(3),
+        seen_receptacles=(jnp.arange(len(names)) == 3) | (jnp.arange(len(names)) == 5),
+    )
+    thing, other = world.house.objects[:2]
+    said = f"You hold {thing}. At first there were {other} in {names[3]}."
+    said += f" You have seen {names[3]}, {names[5]}."
+    assert world.describe(np.asarray(world.scene(state))) == said
 
 
 # GUIDANCE
@@ -303,6 +336,10 @@ def test_the_guide_knows_no_more_than_was_seen():
     assert guide.found == unseen.seen_receptacles.sum()
     nothing = world.guide(state, ~goals)
     assert not nothing.view.any() and nothing.nearness == 0
+    # Whoever suggests all places, a view that stands still shows those seen.
+    holding = unseen.replace(held=jnp.int32(0))
+    marked = world.guide(holding, goals).view[:num_receptacles] > 0
+    assert (marked == holding.seen_receptacles).all() and not marked.all()
 
 
 def test_exploring_starts_are_sound_and_only_where_they_are_wanted():

@@ -123,6 +123,8 @@ def test_a_store_is_graded_from_end_to_end(bench, tmp_path, monkeypatch):
     similarity, prior, alike = results["references"].values()
     assert prior["num_objects"] == similarity["num_objects"] == alike["num_objects"] == 125
     assert prior["auc"] > 0.8 and 0.3 < similarity["auc"] < 0.7
+    with pytest.raises(UserError, match=f"^--out {tmp_path} is a folder"):
+        judgement.main(dataclasses.replace(args, out=tmp_path))
     valid = dataclasses.replace(args, split="valid")
     with pytest.raises(UserError, match=r"no answers about the valid objects: record") as caught:
         judgement.main(valid)

@@ -88,7 +88,7 @@ def test_examples_speak_as_the_world_does(path, world):
         ("crafter_open_v1.txt", ("e5abb9b372b9baaf", "817b8104e0481bcf")),
         ("crafter_open_v2.txt", ("6fe37a476a071da9", "79ab34eddc8d3200")),
         ("crafter_open_v3.txt", ("82c625ccd8121896", "b451b06e61030323")),
-        ("housekeep_open_v1.txt", ("7ff7bed33478db40", "beff5e5c0457633b")),
+        ("housekeep_open_v1.txt", ("1686bc38786195ca", "fbde15cc14b365ab")),
     ],
 )
 def test_golden_render(name, golden):

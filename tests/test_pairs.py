@@ -202,7 +202,7 @@ def test_a_model_that_cannot_score_is_refused_in_one_line(store):
 
 def test_a_world_without_pairs_is_told_so():
     for world in (ToyWorld(), FrameStack(ToyWorld())):
-        with pytest.raises(UserError, match="^world toy has no pairs: choose another --goal-form$"):
+        with pytest.raises(UserError, match="^world toy has no pairs: choose another form$"):
             make_form(world, GoalArgs(goal_form="pairs"))
     form = make_form(FrameStack(Room()), GoalArgs(goal_form="pairs"))
     assert (form.things, form.places) == (THINGS, PLACES)

@@ -154,7 +154,7 @@ def test_scores_are_recorded_for_each_scene(tmp_path, model, scenes, scoring, ca
 
 def test_where_things_belong_is_recorded_for_those_of_a_file_too(tmp_path, model):
     things = tmp_path / "things.txt"
-    things.write_text("ring\ncup\n\nring\n", encoding="utf-8")
+    things.write_text("ring\n  cup \n\nring\n", encoding="utf-8-sig")
     env = "tests.helpers.room:Room"
     args = record.Args(llm="scripted", store=tmp_path / "new.sqlite", env=env, form="pairs")
     # Four things in three ways, three words for any thing in two; then one more thing, for "cup" is

@@ -617,8 +617,8 @@ def test_without_any_answer_there_are_no_goals(store):
     [
         ([True, False], 1.0, ""),
         ([True, True], 1.0, "every goal is said to make sense"),
-        ([True, False], 0.4, "only 40% of the yes-or-no questions have an answer"),
-        ([False, False], 0.0, "only 0% of the yes-or-no questions have an answer"),
+        ([True, False], 0.4, "only 40% of the questions have an answer"),
+        ([False, False], 0.0, "only 0% of the questions have an answer"),
     ],
 )
 def test_rules_of_little_meaning_are_said_in_one_line(capsys, plausible, known, said):

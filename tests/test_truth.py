@@ -104,6 +104,10 @@ def test_placements_are_split_by_a_fixed_draw(tmp_path):
         {"objects": np.array([1, 2])},
         {"objects": np.array(OBJECTS, object)},
         {"objects": np.array(["cushion", "cushion"])},
+        {"objects": np.array(["big_cushion", "big cushion"])},
+        {"objects": np.array(["cushion", " "])},
+        {"objects": np.array(["cushion", "\x1b[31mred"])},
+        {"room_receptacles": np.array(["kitchen|_", "kitchen|sink", "bedroom|bed"])},
         {"room_receptacles": np.array(["kitchen", "sink", "sofa"])},
     ],
 )
@@ -123,6 +127,17 @@ def test_what_is_no_npz_is_refused_in_one_line(tmp_path, content):
         with pytest.raises(UserError, match="--placements .* is no file of placements") as caught:
             read_placements(bad)
         assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_any_kind_are_ranks(tmp_path):
+    ranks = np.ones((3, 2, 4), np.uint8)
+    assert read_placements(save(tmp_path / "ranks.npz", ranks=ranks)).belongs.all()
+
+
+def test_objects_of_python_are_refused_without_advice_to_load_them(tmp_path):
+    path = save(tmp_path / "bad.npz", ranks=np.array([[None]]))
+    with pytest.raises(UserError, match="it holds Python objects, which could run code"):
+        read_placements(path)
 
 
 def test_a_single_array_is_no_placements(tmp_path):

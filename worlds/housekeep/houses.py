@@ -52,7 +52,8 @@ def read_task(task: str) -> tuple[str, int]:
     if task in map(str, range(1, NUM_TASKS + 1)):
         return "task", int(task)
     split, colon, number = task.partition(":")
-    if split in SPLITS and colon and number.isdecimal() and len(number) < 10:
+    is_number = len(number) < 10 and number.isascii() and number.isdecimal()
+    if split in SPLITS and colon and is_number and number == str(int(number)):
         return split, int(number)
     wanted = f"1 to {NUM_TASKS}, or {', '.join(f'{split}:7' for split in SPLITS)}"
     raise UserError(f"housekeep has no --task {task!r}; known: {wanted} (any number)")
@@ -89,7 +90,20 @@ def make_house(truth: Truth, split: str, seed: Sequence[int]) -> House:
         house = _fill(rng, truth, plan, furniture, receptacles, things)
         if house is not None:
             return house
-    raise UserError(f"no house could be made of the objects of the split {split}: give others")
+    raise UserError(_why_no_house(truth, split))
+
+
+def _why_no_house(truth: Truth, split: str) -> str:
+    """Say what the table, which is not the package's, has too little of."""
+    rooms = sorted({room for room in truth.rooms if room in (*ROOMS, CORRIDOR)})
+    objects = int((truth.split == SPLITS.index(split)).sum())
+    return (
+        f"--placements has no house for --task with things of the split {split}: it needs "
+        f"{NUM_RECEPTACLES[0]} receptacles or more in {', '.join((*ROOMS, CORRIDOR))} (there are "
+        f"{sum(room in rooms for room in truth.rooms)} in {', '.join(rooms) or 'none of them'}), "
+        f"and {NUM_OBJECTS[1]} things that belong in some of them, not in all (the split has "
+        f"{objects} things)"
+    )
 
 
 # FURNITURE

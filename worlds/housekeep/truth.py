@@ -80,23 +80,31 @@ def read_placements(path: str | os.PathLike) -> Truth:
             ranks, objects, places = (
                 file[name] for name in ("ranks", "objects", "room_receptacles")
             )
+        if not all(isinstance(part, np.ndarray) for part in (ranks, objects, places)):
+            raise ValueError("its parts are not arrays")
         named = [place.partition("|") for place in map(str, places.ravel())]
-        if ranks.ndim != 3 or ranks.dtype.kind != "i" or not ranks.size:
+        if ranks.ndim != 3 or ranks.dtype.kind not in "iu" or not ranks.size:
             raise ValueError("ranks are not integers [places, objects, people]")
         if ranks.shape[:2] != (*places.shape, *objects.shape):
             raise ValueError("ranks do not fit the names")
         if objects.dtype.kind != "U" or places.dtype.kind != "U":
             raise ValueError("names are not text")
-        if len(set(objects.tolist())) < len(objects) or len(set(places.tolist())) < len(places):
+        names = [[_as_words(name) for name in part.tolist()] for part in (objects, places)]
+        if any(len(set(part)) < len(part) for part in names):
             raise ValueError("a name stands there twice")
-        if not all(room and receptacle for room, _, receptacle in named):
+        if not all(name and name.isprintable() for name in (*names[0], *names[1])):
+            raise ValueError("a name is blank or has characters that cannot be printed")
+        if not all(_as_words(room) and _as_words(receptacle) for room, _, receptacle in named):
             raise ValueError("a place is not room|receptacle")
     except Exception as error:  # numpy, zipfile and zlib raise many kinds for broken files
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        if "allow_pickle" in str(why):
+            why = "it holds Python objects, which could run code"
         said = " ".join(str(why).split())
         raise UserError(
-            f"--placements {path} is no file of placements ({said}): give an npz with ranks "
-            "[places, objects, people], objects and room_receptacles"
+            f"--placements {path} is no file of placements ({said}): give an npz with whole "
+            "numbers ranks [places, objects, people], the texts objects, and room_receptacles as "
+            "in kitchen|counter"
         ) from error
     count = len(objects)
     bounds = np.cumsum(SHARES)[:-1] * count

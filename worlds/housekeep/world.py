@@ -430,9 +430,9 @@ class Housekeep:
         stood = [fact for fact, bit in zip(self.facts[:number], bits, strict=False) if bit]
         seen = [fact.removeprefix("see ") for fact in true if fact.startswith("see ")]
         held = [fact.removeprefix("hold ") for fact in true if fact.startswith("hold ")]
-        parts = [f"You have seen {', '.join(seen)}."] if seen else []
+        parts = [f"You hold {held[0]}." if held else "Your hand is empty."]
         parts += [f"At first there were {', '.join(stood)}."] if stood else []
-        return " ".join([*parts, f"You hold {held[0]}." if held else "Your hand is empty."])
+        return " ".join([*parts, f"You have seen {', '.join(seen)}."] if seen else parts)
 
     def oracle(self, state: State) -> jax.Array:
         """Return which captions make sense as goals now, bool [C].
