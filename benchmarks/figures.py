@@ -500,6 +500,9 @@ def smoothed_curves(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     return at, np.stack(curves)
 
 
+HOUSE = r"^house\d-"  # of a method's name, which the panel's title has
+
+
 def draw_curves(axes: Axes, methods: Methods, names: Iterable[str], title: str) -> None:
     """Draw a line and the band of its interval for each method; the legend goes by final score."""
     handles = []
@@ -521,7 +524,7 @@ def draw_curves(axes: Axes, methods: Methods, names: Iterable[str], title: str) 
     digits = 1 if score == "achievements_per_episode" else 2
     axes.legend(
         [line for _, _, line in handles],
-        [f"{value:.{digits}f}  {name}" for value, name, _ in handles],
+        [f"{value:.{digits}f}  {re.sub(HOUSE, '', name)}" for value, name, _ in handles],
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
         frameon=False,

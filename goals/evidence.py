@@ -6,14 +6,14 @@ never the game's rewards, achievements or oracle. All is counted on the host, fr
 is shown anyway; a rollout takes it a millisecond or two.
 
 - The signature of a goal is the change, of a fact that appears or vanishes, which its caption
-  brings about far more often than the control captions do: those of the same noun under other
-  verbs, else all others. So a cow that walks off is no effect of "mine cow".
+  brings about far more often than other captions do, and twice as often as those of the same noun
+  under other verbs. So a cow that walks off is no effect of "mine cow".
 - A need is dropped that was absent in more successes than chance explains; the surer the model was
   of it, the more of them it takes.
 - A need is added: where attempts fail, what most failures lack and no success does; where a caption
   comes with success only, what was there in every success, if that would surprise by chance.
-- A goal that was tried hundreds of times and has no signature makes no sense so far: it is
-  suggested only while something is held that it was seldom tried with.
+- A goal that was tried hundreds of times, whatever was felt, and has no signature makes no sense so
+  far: it is suggested only while something is held that it was seldom tried with.
 - Doubt: now and then a need is suspended that nothing is known of, so that there can be evidence.
 
 Axes: C captions, F facts, X conditions (facts, then kinds: any fact of a kind), D changes (facts
@@ -30,8 +30,9 @@ import numpy as np
 from goals.rules import Rules, say_rules
 from worlds.world import EvidenceWorld
 
-# A signature's least successes, z and share that the controls do not explain.
-LEAST_SUCCESSES, LEAST_Z, LEAST_SHARE = 5, 5.0, 0.5
+# A signature's least successes, rate, z above all other captions, and share that controls of the
+# same noun do not explain.
+LEAST_SUCCESSES, LEAST_RATE, LEAST_Z, LEAST_SHARE = 5, 0.05, 5.0, 0.5
 LEAST_CONTROLS = 20  # times that controls of the same noun must have had the chance
 SUCCESS_WEIGHT, PRIOR_WEIGHT = 4.0, 2.0  # of a surplus success, of a standard deviation, in odds
 LEAST_SURPLUS = 0.5  # successes
@@ -56,22 +57,24 @@ class Evidence:
     """Count what captions change, and correct a model's rules by it.
 
     margins: float [C, X], the model's word for each need in standard deviations above its
-    threshold, 0 where it was not asked; doubt: the chance of a rollout in which a need is suspended
-    that nothing is known of.
+    threshold, 0 where it was not asked, or one number for all; doubt: the chance of a rollout in
+    which a need is suspended that nothing is known of.
     """
 
     def __init__(
         self,
         world: EvidenceWorld,
         rules: Rules,
-        margins: np.ndarray,
+        margins: np.ndarray | float,
         seed: int = 0,
         doubt: float = 0.0,
     ):
         self.world, self.seed, self.doubt = world, seed, doubt
         self.model_rules = rules
-        self.margins = np.maximum(margins, 0.0)
+        shape = len(world.captions), len(world.facts) + len(world.kinds)
+        self.margins = np.maximum(np.broadcast_to(margins, shape), 0.0)
         self._changing = np.array([world.facts.index(fact) for fact in world.changing])
+        self._felt = np.array([world.changing.index(fact) for fact in world.felt], int)
         self._kinds = [[world.facts.index(fact) for fact in kind] for kind in world.kinds]
         parts = [world.parts(caption) for caption in world.captions]
         nouns = np.array([noun for _, noun in parts])
@@ -154,18 +157,14 @@ class Evidence:
             [mask.astype(float) @ table for table in (could, did)]
             for mask in (self._same, self._others)
         )
+        rate, elsewhere = did / np.maximum(could, 1.0), (others[1] + 0.5) / (others[0] + 1.0)
+        pooled = (did + others[1] + 0.5) / (could + others[0] + 1.0)
+        inverse = 1 / np.maximum(could, 1.0) + 1 / (others[0] + 1.0)
+        z = (rate - elsewhere) / np.maximum(np.sqrt(pooled * (1 - pooled) * inverse), 1e-9)
         is_enough = same[0] >= LEAST_CONTROLS
-        could_else, did_else = (
-            np.where(is_enough, *pair) for pair in zip(same, others, strict=True)
-        )
-        base = (did_else + 0.5) / (could_else + 1.0)
-        rate = did / np.maximum(could, 1.0)
-        pooled = (did + did_else + 0.5) / (could + could_else + 1.0)
-        spread = np.sqrt(
-            pooled * (1 - pooled) * (1 / np.maximum(could, 1.0) + 1 / (could_else + 1.0))
-        )
-        z = (rate - base) / np.maximum(spread, 1e-9)
-        is_found = (did >= LEAST_SUCCESSES) & (z >= LEAST_Z) & (rate - base >= LEAST_SHARE * rate)
+        base = np.where(is_enough, (same[1] + 0.5) / (same[0] + 1.0), elsewhere)
+        is_found = (did >= LEAST_SUCCESSES) & (rate >= LEAST_RATE) & (z >= LEAST_Z)
+        is_found &= rate - base >= LEAST_SHARE * rate
         is_found[0] = False
         misses = could - did
         gain = did * np.log(np.maximum(rate, 1e-9) / base)
@@ -265,7 +264,9 @@ class Evidence:
 
     def _judge_senseless(self, goal: int) -> dict[Correction, str]:
         tried = self.counts["tried"][goal]
-        if tried < MANY_ATTEMPTS or not self._has_noun[goal]:
+        ends = len(self._changing) + self._felt
+        is_tried = tried >= MANY_ATTEMPTS and (self.counts["could"][goal, ends] >= SELDOM).all()
+        if not is_tried or not self._has_noun[goal]:
             return {}
         said = f"{self._name(goal)}: makes no sense so far: {tried} attempts changed nothing"
         return {Correction(goal, "senseless", -1): said}

@@ -54,6 +54,16 @@ class Rules:
     alternatives: np.ndarray
 
 
+def no_rules(world: World) -> Rules:
+    """Return the rules of who knows nothing: all goals make sense and need nothing."""
+    num_captions = len(world.captions)
+    return Rules(
+        np.arange(num_captions) > 0,
+        np.zeros((num_captions, len(world.facts)), bool),
+        np.zeros((num_captions, len(world.kinds), len(world.facts)), bool),
+    )
+
+
 def say_rules(world: World, rules: Rules) -> dict[str, str]:
     """Return what each sensible goal needs, in words, by goal."""
     said = {}

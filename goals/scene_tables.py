@@ -97,6 +97,7 @@ def build_tables(
     alternatives = np.zeros((num_goals, 0, world.num_scene_words), np.uint32)
     if rules is not None:
         sensible, needs, alternatives = _pack_rules(rules, num_goals)
+    if rules is not None and source == "llm":
         any_of[:num_captions] = world.in_view_masks()
     elif source in ("grounded", "llm"):
         any_of[:num_captions] = world.grounding_masks()

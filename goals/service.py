@@ -22,7 +22,7 @@ from goals.evidence import Evidence
 from goals.forms import Form, is_answer, make_form
 from goals.guidance import check_guide
 from goals.pairs import PairsForm, with_pairs
-from goals.rules import RulesForm, check_plausible, say_rules
+from goals.rules import RulesForm, check_plausible, no_rules, say_rules
 from goals.scene_tables import SceneTables, build_tables, embeds_goals, replace_rules
 from goals.sources import Sources, open_sources
 from goals.store import Store
@@ -99,14 +99,15 @@ class GoalService:
         """
         if self.form is not None:
             self.form.prepare(self._asker.answers)
-            if self.args.evidence:
-                rules, margins = self.form.rules, self.form.margins
-                seed, doubt = self._seed, self.args.doubt
-                self._evidence = Evidence(self.world, rules, margins, seed, doubt)
             if isinstance(self.form, RulesForm | Closed | PairsForm):
                 check_plausible(self.form.plausible, self.form.known, self.language_model)
             if self.args.per_scene and self.args.llm_url and self._sources.model:
                 self._rehearse()
+        if self.source != "none" and self.args.evidence:
+            rules, margins = no_rules(self.world), 0.0
+            if self.form is not None:
+                rules, margins = self.form.rules, self.form.margins
+            self._evidence = Evidence(self.world, rules, margins, self._seed, self.args.doubt)
         if self.args.text_observation == "caption":
             self._scenes.size_texts(self.embedding_size)
         self._renew()
@@ -462,9 +463,10 @@ def _check(args: GoalArgs, world: World) -> None:
         )
     if args.goal_source == "llm" and args.goal_form == "pairs":
         with_pairs(world)
-    if args.evidence and (args.goal_source != "llm" or args.goal_form != "rules"):
+    has_rules = args.goal_source == "llm" and args.goal_form == "rules"
+    if args.evidence and not (has_rules or args.goal_source == "grounded"):
         raise UserError(
-            "--evidence is for --goal-source llm with --goal-form rules: only they have needs"
+            "--evidence corrects rules: give --goal-source llm with --goal-form rules, or grounded"
         )
     if args.evidence and not hasattr(world, "changing"):
         raise UserError(

@@ -13,7 +13,7 @@ from worlds.world import pack_facts
 SEEN = ("see tree", "see stone", "see table", "see rain")
 FACED = ("facing tree", "facing stone", "facing table")
 HELD = ("have wood", "have stone", "have twig", "have old pickaxe", "have new pickaxe")
-FACTS = (*SEEN, *FACED, *HELD)
+FACTS = (*SEEN, *FACED, *HELD, "tired")
 PICKAXES = ("have old pickaxe", "have new pickaxe")
 CAPTIONS = ("nothing", "chop tree", "mine stone", "place table", "make old pickaxe")
 CAPTIONS += ("eat stone", "eat tree", "mine tree", "chop stone")
@@ -27,7 +27,8 @@ TRUE_NEEDS = {
 WORLD = SimpleNamespace(
     captions=CAPTIONS,
     facts=FACTS,
-    changing=(*FACED, *HELD),
+    changing=(*FACED, *HELD, "tired"),
+    felt=("tired",),
     needable=(*SEEN, *HELD),
     held=frozenset(HELD),
     kinds=(PICKAXES,),
@@ -62,7 +63,7 @@ def live(facts, caption):
     return caption, after
 
 
-def rollout(seed, num_steps=40, num_envs=50):
+def rollout(seed, num_steps=40, num_envs=50, tired=0.3):
     """Return scenes, captions and done of random play: every second step goes elsewhere."""
     rng = np.random.default_rng(seed)
     shape = num_steps, num_envs
@@ -70,6 +71,7 @@ def rollout(seed, num_steps=40, num_envs=50):
     for t, n in np.ndindex(num_steps // 2, num_envs):
         facts = {fact for fact in (*SEEN, *HELD) if rng.random() < 0.5}
         facts |= {FACED[rng.integers(3)]}
+        facts |= {"tired"} if rng.random() < tired else set()
         named, after = live(facts, CAPTIONS[rng.integers(1, len(CAPTIONS))])
         if rng.random() < 0.1:
             after -= {"facing tree"}  # turned away
@@ -205,6 +207,15 @@ def test_what_changes_nothing_waits_for_something_new():
     evidence.counts["with"][number, twig] = 3
     rules, _ = evidence.correct()
     assert read_rules(rules)["eat stone"] == {("have twig",)}
+
+
+def test_what_may_only_be_felt_is_not_judged_before_it_could_be():
+    evidence, news = study(TRUE_NEEDS | {"eat stone": ()}, 0)
+    for number in range(12):
+        evidence.observe(*rollout(number, tired=0.02))
+        news += evidence.correct()[1]
+    assert evidence.counts["tried"][CAPTIONS.index("eat stone")] > 300
+    assert news == []
 
 
 def test_doubt_suspends_what_nothing_is_known_of_for_a_while():

@@ -18,7 +18,7 @@ from goals.background import FIRST_BATCH
 from goals.rules import Rules, RulesForm
 from goals.service import GoalService
 from goals.store import Store
-from goals.tables import is_known, suggest_by_scene, unpack_bits
+from goals.tables import is_known, suggest_by_rules, suggest_by_scene, unpack_bits
 from lab.errors import UserError
 from tests.helpers.table_model import (
     PATIENCE,
@@ -457,6 +457,25 @@ def test_needs_that_play_refutes_are_dropped_from_the_next_rollout_on(needy):
     assert resumed.rules_report() == service.rules_report()
 
 
+def test_the_twin_without_a_model_learns_rules_from_nothing(tmp_path):
+    args = GoalArgs(goal_source="grounded", evidence=True, store=str(tmp_path / "store.sqlite"))
+    service = GoalService(ToyWorld(), args)
+    service.prepare()
+    plain = GoalService(ToyWorld(), dataclasses.replace(args, evidence=False))
+    plain.prepare()
+    everything = jnp.arange(128, dtype=jnp.uint32)[:, None]
+    told, same = (suggest_by_rules(each.tables, everything) for each in (service, plain))
+    assert (told == same).all()
+    scenes = [[[0b0001001]] * 400, [[0b0001001]] * 400]
+    scenes, kicks = jnp.asarray(scenes, jnp.uint32), jnp.full((2, 400), 3)
+    assert service.observe(scenes, kicks, kicks < 0)
+    (said,) = service.metrics()["corrections"]
+    assert said == "kick wall: makes no sense so far: 400 attempts changed nothing"
+    assert not service.tables.sensible[3] or service.tables.alternatives[3].any()
+    for each in (service, plain):
+        each.close()
+
+
 def test_doubt_lets_needs_come_and_go(needy):
     service = needy(evidence=True, doubt=0.5)
     scenes, none = jnp.zeros((2, 1, 1), jnp.uint32), jnp.zeros((2, 1), jnp.int32)
@@ -472,7 +491,8 @@ def test_without_evidence_needs_stay(needy):
     once = jnp.ones((1, 1), jnp.int32)
     assert not service.observe(jnp.zeros((1, 1, 1), jnp.uint32), once, once < 0)
     assert service.tables.needs[1].any() and service.metrics() == {"scenes": 0}
-    assert service.state()["evidence"] is None and service.rules_report() == ""
+    assert service.state()["evidence"] is None
+    assert service.rules_report().startswith("take key: needs see door\n")
 
 
 def test_a_world_that_tells_no_changes_has_no_evidence(needy, monkeypatch):
@@ -484,8 +504,8 @@ def test_a_world_that_tells_no_changes_has_no_evidence(needy, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"evidence": True, "goal_source": "oracle"}, "^--evidence is for --goal-source llm with"),
-        ({"evidence": True, "goal_form": "open"}, "^--evidence is for --goal-source llm with"),
+        ({"evidence": True, "goal_source": "oracle"}, "^--evidence corrects rules: give --goal-"),
+        ({"evidence": True, "goal_form": "open"}, "^--evidence corrects rules: give --goal-source"),
         ({"llm_budget": -1}, "^--llm-budget -1 is negative"),
     ],
 )

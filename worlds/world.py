@@ -299,6 +299,11 @@ class EvidenceWorld(World, Protocol):
         """Facts that an action can make true or false: what is faced, held, felt, not just seen."""
         ...
 
+    @property
+    def felt(self) -> tuple[str, ...]:
+        """Those of `changing` that tell of needs (hungry, tired): what ends them may do only so."""
+        ...
+
 
 @struct.dataclass
 class Guide:

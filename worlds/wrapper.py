@@ -123,6 +123,10 @@ class WorldWrapper:
         return self.world.changing
 
     @property
+    def felt(self) -> tuple[str, ...]:
+        return self.world.felt
+
+    @property
     def counts_finds(self) -> bool:
         return self.world.counts_finds
 

@@ -58,6 +58,7 @@ class ToyWorld:
     recipes: ClassVar[dict[str, dict[str, float]]] = {"": RECIPE}
     needable: ClassVar[tuple[str, ...]] = ("see key", "have key", "see door")
     changing: ClassVar[tuple[str, ...]] = ("have key",)
+    felt: ClassVar[tuple[str, ...]] = ()
     held: ClassVar[frozenset[str]] = frozenset({"have key"})
     kinds: ClassVar[tuple[tuple[str, ...], ...]] = ()
     meaningful: ClassVar[frozenset[str]] = frozenset({"take key", "open door"})

@@ -103,6 +103,7 @@ class Crafter:
     needable: ClassVar = words.NEEDABLE
     held: ClassVar = frozenset(words.HELD)
     changing: ClassVar = words.CHANGING
+    felt: ClassVar = tuple(words.FELT)
     kinds: ClassVar = tuple(words.KINDS.values())
     meaningful: ClassVar = frozenset(words.EFFECTS)
     describe = staticmethod(words.describe)
