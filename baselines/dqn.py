@@ -37,6 +37,7 @@ from lab.play import Moment, Policy, Unknown, first_moment, select
 from lab.ranges import Count, CountOrNone, Positive, Share, SomeShare, StepSize, Weight, Width
 from lab.replay import Replay, Transitions, add, can_sample, empty_replay, sample_transitions
 from lab.session import Session, configure
+from lab.transfer import trainable
 from lab.words import Words
 from worlds import make_world
 from worlds.vector import VectorState, VectorWorld
@@ -334,7 +335,7 @@ def make_optimizer(args: Args) -> optax.GradientTransformation:
     """Return Adam, with clipped gradients if --max-grad-norm says so."""
     adam = optax.adam(args.learning_rate, eps=args.adam_eps)
     clip = optax.clip_by_global_norm(args.max_grad_norm) if args.max_grad_norm else optax.identity()
-    return optax.chain(clip, adam)
+    return trainable(args, optax.chain(clip, adam))
 
 
 # END DQN

@@ -40,6 +40,7 @@ from lab.errors import UserError
 from lab.play import Moment, Policy, Unknown, first_moment, select
 from lab.ranges import Count, Share, StepSize, Weight, Width
 from lab.session import Session, configure
+from lab.transfer import trainable
 from lab.words import Words
 from worlds import make_world
 from worlds.vector import VectorState, VectorWorld
@@ -246,7 +247,8 @@ def make_optimizer(args: Args) -> optax.GradientTransformation:
 
     learning_rate = schedule if args.anneal_lr else args.learning_rate
     clip = optax.clip_by_global_norm(args.max_grad_norm) if args.max_grad_norm else optax.identity()
-    return optax.chain(clip, optax.adam(learning_rate, eps=1e-5))
+    optimizer = optax.chain(clip, optax.adam(learning_rate, eps=1e-5))
+    return trainable(args, optimizer, critic="Dense_1")
 
 
 # END PPO

@@ -19,6 +19,10 @@ class RunArgs(Ranged):
     seed: Seed = 1  # seed of everything random
     run_dir: str | None = None
     """directory of the run, resumed if it has the same configuration; default: new, under runs/"""
+    from_run: str | None = None
+    """directory of another run to begin with the parameters of, of the same world and inputs"""
+    fine_tune: Literal["all", "heads", "critic"] = "all"
+    """which of these parameters learn on: all, those above the torso, or the value's alone (PPO)"""
     total_timesteps: Count = 1_500_000
     """length of the training [env steps], rounded down to updates"""
     exploring_starts: Share = 0.0

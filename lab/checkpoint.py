@@ -108,7 +108,12 @@ class Checkpoints:
         ]
         saved_as = [(entry["crc32"], entry["key"]) for entry in content["manifest"]]
         described = [_describe(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
-        _check_fits(place, saved, described)
+        misfit = _find_misfit(saved, described)
+        if misfit:
+            raise UserError(
+                f"the checkpoint {place} is of another program or configuration "
+                f"({misfit}): choose another --run-dir"
+            )
         wanted = {_slot(i): _to_abstract(leaf) for i, leaf in enumerate(leaves) if leaf.size}
         arrays = self._read(step, arrays=ocp.args.StandardRestore(wanted))["arrays"]
         restored = []
@@ -119,6 +124,53 @@ class Checkpoints:
                 raise _damaged(place, f"checksum of {name}")
             restored.append(array if key is None else _to_key(array, key, leaf))
         return jax.tree.unflatten(jax.tree.structure(target), restored), content["host"]
+
+    def restore_part(self, field: str, target: Any) -> Any:
+        """Return one field of the newest state, bit for bit; nothing else of it is read.
+
+        `target` as in `restore`. Raises UserError as `restore`.
+        """
+        step = self._existing(None)
+        place, manifest = self.path / str(step), self._content(step)["manifest"]
+        names, leaves = _named_leaves(target)
+        names = [f".{field}{name}" for name in names]
+        slots = {entry["name"]: i for i, entry in enumerate(manifest)}
+        saved = [
+            {key: entry[key] for key in ("name", "shape", "dtype")}
+            for entry in manifest
+            if entry["name"].startswith((f".{field}[", f".{field}."))
+        ]
+        wanted = [_describe(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        misfit = _find_misfit(saved, wanted)
+        if misfit:
+            raise UserError(f"the parameters in {place} do not fit ({misfit})")
+        places = {
+            _slot(slots[name]): _to_abstract(leaf) for name, leaf in zip(names, leaves, strict=True)
+        }
+        kinds = {
+            slot: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+            for slot, x in places.items()
+        }
+        part = ocp.args.PyTreeRestore(item=places, restore_args=kinds, partial_restore=True)
+        handlers = {"arrays": ocp.PyTreeCheckpointHandler(use_ocdbt=False)}
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        try:
+            with (
+                _one_voice(),
+                ocp.CheckpointManager(
+                    self.path, options=options, item_handlers=handlers
+                ) as manager,
+            ):
+                arrays = manager.restore(step, args=ocp.args.Composite(arrays=part))["arrays"]
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise _damaged(place, error) from error
+        found = []
+        for name in names:
+            array, checksum = arrays[_slot(slots[name])], manifest[slots[name]]["crc32"]
+            if checksum is not None and _crc32(array) != checksum:
+                raise _damaged(place, f"checksum of {name}")
+            found.append(array)
+        return jax.tree.unflatten(jax.tree.structure(target), found)
 
     def close(self) -> None:
         """Release the directory."""
@@ -258,10 +310,10 @@ def _crc32(array: Any) -> int | None:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def _check_fits(place: Path, saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
-    """Raise UserError naming the first leaf that differs."""
+def _find_misfit(saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> str:
+    """Return what the first leaf that differs is there and here, "" if none does."""
     if saved == wanted:
-        return
+        return ""
     here, there = ({entry["name"]: entry for entry in entries} for entries in (wanted, saved))
     for name in [*here, *there]:
         old, new = there.get(name), here.get(name)
@@ -273,10 +325,7 @@ def _check_fits(place: Path, saved: list[dict[str, Any]], wanted: list[dict[str,
     def show(entry: dict[str, Any] | None) -> str:
         return "nothing" if entry is None else f"{entry['dtype']}{entry['shape']}"
 
-    raise UserError(
-        f"the checkpoint {place} is of another program or configuration "
-        f"({name}: {show(old)} there, {show(new)} here): choose another --run-dir"
-    )
+    return f"{name}: {show(old)} there, {show(new)} here"
 
 
 def _damaged(place: Path, reason: BaseException | str) -> UserError:

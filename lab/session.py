@@ -22,6 +22,7 @@ from lab.play import Policy, play
 from lab.plots import learning_curve
 from lab.progress import Progress
 from lab.run import Run, new_run_dir, read_config, read_metrics, write_text
+from lab.transfer import take_parameters
 from worlds.world import World, WorldArgs
 
 HELD_OUT = 0x4845  # seed of the worlds of evaluations, which no training shares
@@ -99,6 +100,8 @@ class Session:
         """Return the state of the last checkpoint, or the first; its `update` counts updates."""
         if self.checkpoints.latest_step() is None:
             state = init(self.service.tables)
+            if self.args.from_run:
+                state = take_parameters(self.args, state)
         else:
             state, self._before = restore(self.checkpoints, self.service, init)
         self._update = int(state.update)
