@@ -54,7 +54,14 @@ STYLES = {
     **{"ellm-lists": (5, 0), "ellm-lists-270m": (5, 1)},
     **{"ellm-goals": (4, 0), "ellm-scene": (4, 1), "ellm-blind": (4, 3)},
     **{"novelty": (2, 0), "novelty-paper": (2, 1), "uniform": (2, 2), "grounded": (2, 3)},
-    **{"oracle-paper": (6, 3), "ellm-paper": (0, 3), "ellm-threshold": (5, 2)},
+    **{"ellm-head": (0, 1), "ellm-evidence": (0, 2), "grounded-evidence": (2, 3)},
+    **{"oracle-verbs": (6, 1), "oracle-faced": (6, 2), "oracle-named": (6, 3)},
+    **{
+        "oracle-map": (1, 0),
+        "oracle-paper": (6, 3),
+        "ellm-paper": (0, 3),
+        "ellm-threshold": (5, 2),
+    },
     **{"rnd": (1, 0), "noveld": (1, 1), "rnd-blind": (1, 2), "apt": (3, 0), "apt-blind": (3, 2)},
 }
 # What should hold, by the paper or by what we add to it: the first is better than the second.
@@ -68,6 +75,8 @@ CLAIMS = (
     ("standard-oracle", "standard-ellm"),
     *(("standard-ellm", other) for other in ("standard-novelty", "standard-game")),
     ("standard-ellm-game", "standard-game"),
+    *(("deep-oracle", other) for other in ("oracle", "deep-ellm")),
+    *(("deep-ellm", other) for other in ("ellm", "deep-grounded-evidence", "deep-novelty")),
 )
 # The rows of the README's table.
 HEADLINE = {
@@ -480,7 +489,7 @@ def style(name: str) -> dict[str, Any]:
 
     A DQN twin is dashed; a run of other length, observation or regime looks like the usual one.
     """
-    base = re.sub(r"^(pixels|standard|(house|unseen)\d)-", "", name).removesuffix("-5m")
+    base = re.sub(r"^(pixels|standard|deep|(house|unseen)\d)-", "", name).removesuffix("-5m")
     colour, dashes = STYLES[base.removeprefix("dqn-")]
     dashes = 1 if base.startswith("dqn-") else dashes
     return {"color": COLOURS[colour], "linestyle": DASHES[dashes]}
@@ -592,6 +601,7 @@ def draw_all(methods: Methods, folder: Path) -> None:
     picture(methods, {"DQN beside PPO": twins}, folder / "dqn.png")
     for group, title in (
         ("standard", "The standard regime: 17 actions, 10,000 steps"),
+        ("deep", "A policy that acts on the words of its goals, rules that learn"),
         ("long", "Five times the steps"),
         ("pixels", "From pixels"),
     ):

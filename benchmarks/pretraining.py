@@ -41,9 +41,9 @@ REPORTED = (  # of summary.json
     "steps_without_answer",
 )
 
-Group = Literal["ppo", "dqn", "standard", "housekeep", "pixels", "long"]
+Group = Literal["ppo", "dqn", "standard", "deep", "housekeep", "pixels", "long"]
 # Groups that begin when all others are done.
-LAST: tuple[Group, ...] = ("housekeep", "pixels", "long")
+LAST: tuple[Group, ...] = ("deep", "housekeep", "pixels", "long")
 MILLION = 1_000_000
 HOUSE_STEPS = 4 * MILLION
 
@@ -78,6 +78,8 @@ PAPER_HOUSE = (  # nothing that leads to the goals, and all places that the mode
     *("--no-goal-view", "--approach-coef", "0", "--discovery-coef", "0"),
     *("--exploring-starts", "0", "--pair-choice", "threshold"),
 )
+VERBS, MAP = ("--goal-head", "verbs"), ("--goal-view",)  # the policy acts on its goals' words
+EVIDENCE = ("--evidence",)  # rules corrected by what happens
 PPO, DQN = "ellm_ppo.py", "ellm_dqn.py"
 ORACLE, NOVELTY = ("--goal-source", "oracle"), ("--goal-source", "novelty")
 
@@ -112,6 +114,18 @@ METHODS = {  # in the order of their worth
     "apt-blind": Method("ppo", ("-m", "baselines.ppo_apt", *BLIND)),
     "dqn-novelty": Method("dqn", (DQN, *NOVELTY)),
     "dqn-rnd": Method("dqn", ("-m", "baselines.dqn_rnd")),
+    "deep-oracle": Method("deep", (PPO, *ORACLE, *VERBS, *MAP)),
+    "deep-ellm": Method("deep", (PPO, *VERBS, *MAP, *EVIDENCE)),
+    "deep-novelty": Method("deep", (PPO, *NOVELTY, *VERBS, *MAP)),
+    "deep-grounded-evidence": Method(
+        "deep", (PPO, "--goal-source", "grounded", *VERBS, *MAP, *EVIDENCE)
+    ),
+    "deep-ellm-head": Method("deep", (PPO, *VERBS, *MAP)),
+    "deep-ellm-evidence": Method("deep", (PPO, *EVIDENCE)),
+    "deep-oracle-verbs": Method("deep", (PPO, *ORACLE, *VERBS)),
+    "deep-oracle-faced": Method("deep", (PPO, *ORACLE, "--goal-head", "faced")),
+    "deep-oracle-named": Method("deep", (PPO, *ORACLE, "--goal-head", "named")),
+    "deep-oracle-map": Method("deep", (PPO, *ORACLE, *MAP)),
     "pixels-oracle": Method("pixels", (PPO, *FRAMES, *ORACLE), (1,), 150_000),
     "pixels-dqn-oracle": Method("pixels", (DQN, *FRAMES, *ORACLE), (1,), 150_000),
     "oracle-5m": Method("long", (PPO, *ORACLE), (1,), 5 * MILLION),

@@ -17,7 +17,7 @@ from worlds.crafter.words import ACHIEVEMENTS
 
 PICTURES = {
     *("curves.png", "dqn.png", "standard.png", "long.png", "pixels.png"),
-    *("success_rates.png", "housekeep.png"),
+    *("success_rates.png", "housekeep.png", "deep.png"),
 }
 
 # ---- statistics
