@@ -329,7 +329,7 @@ class DuelingNetwork(nn.Module):
     num_actions: int
     hidden_size: int
     kind: str
-    goal_head: GoalHead | None
+    goal_head: GoalHead | None = None
 
     @nn.compact
     def __call__(self, inputs: PolicyInput, tables: GoalTables) -> jax.Array:

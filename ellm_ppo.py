@@ -220,7 +220,7 @@ class ActorCritic(nn.Module):
 
     num_actions: int
     hidden_size: int
-    goal_head: GoalHead | None
+    goal_head: GoalHead | None = None
 
     @nn.compact
     def __call__(self, inputs: PolicyInput, tables: GoalTables) -> tuple[jax.Array, jax.Array]:

@@ -244,7 +244,7 @@ def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
     _, state, lines = train(monkeypatch, ProbeWorld(kind=kind), tmp_path, kind, **fields)
     observations = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     inputs = ellm_dqn.PolicyInput(
-        observations, jnp.zeros((4, 3), bool), *(jnp.zeros((4, 0)) for _ in range(3))
+        observations, jnp.zeros((4, 3), bool), *(jnp.zeros((4, 0)) for _ in range(4))
     )
     values = ellm_dqn.DuelingNetwork(2, 16, "narrow").apply(state.params, inputs, make_tables())
     if kind == "constant":

@@ -198,7 +198,7 @@ def test_learner_answers_the_probe(monkeypatch, tmp_path, kind):
     network = ellm_ppo.ActorCritic(2, 16)
     observations = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     inputs = ellm_ppo.PolicyInput(
-        observations, jnp.zeros((4, 3), bool), *(jnp.zeros((4, 0)) for _ in range(3))
+        observations, jnp.zeros((4, 3), bool), *(jnp.zeros((4, 0)) for _ in range(4))
     )
     logits, values = network.apply(state.params, inputs, make_tables())
     if kind == "constant":
