@@ -33,9 +33,9 @@ def wait_after(monkeypatch, model, *updates):
     """
     services, observe, log = [], GoalService.observe, Run.log
 
-    def note(self, scenes, captions):
+    def note(self, scenes, captions, done):
         services.append(self)
-        return observe(self, scenes, captions)
+        return observe(self, scenes, captions, done)
 
     def log_and_wait(self, line):
         if line["update"] in updates:

@@ -161,7 +161,7 @@ def test_a_run_whose_store_cannot_be_written_is_evaluated_with_another(run_dir, 
 
 
 def test_an_error_in_the_midst_of_a_run_says_how_it_goes_on(monkeypatch, tmp_path):
-    def gone(self, scenes, captions):
+    def gone(self, scenes, captions, done):
         raise UserError("the server is gone")
 
     monkeypatch.setattr(GoalService, "observe", gone)
