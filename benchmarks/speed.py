@@ -219,8 +219,8 @@ def train_reference(args: Args, make: Callable[[int], Craftax]) -> Run:
     def read(observations):
         nothing = jnp.zeros((args.num_envs, 0), jnp.uint32)
         seen = observations.astype(jnp.float32)
-        view = nothing.astype(jnp.float32)
-        return ellm_ppo.PolicyInput(seen, nothing.astype(bool), nothing, nothing, view)
+        view, acts = nothing.astype(jnp.float32), jnp.zeros((args.num_envs, 0, 2), bool)
+        return ellm_ppo.PolicyInput(seen, nothing.astype(bool), nothing, nothing, view, acts)
 
     params = network.init(jax.random.key(1), read(observations), tables)
     learner = unfilled(ellm_ppo.RunnerState).replace(
