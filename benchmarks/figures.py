@@ -56,12 +56,8 @@ STYLES = {
     **{"novelty": (2, 0), "novelty-paper": (2, 1), "uniform": (2, 2), "grounded": (2, 3)},
     **{"ellm-head": (0, 1), "ellm-evidence": (0, 2), "grounded-evidence": (2, 3)},
     **{"oracle-verbs": (6, 1), "oracle-faced": (6, 2), "oracle-named": (6, 3)},
-    **{
-        "oracle-map": (1, 0),
-        "oracle-paper": (6, 3),
-        "ellm-paper": (0, 3),
-        "ellm-threshold": (5, 2),
-    },
+    **{"oracle-map": (1, 0), "oracle-paper": (6, 3)},
+    **{"ellm-paper": (0, 3), "ellm-threshold": (5, 2)},
     **{"rnd": (1, 0), "noveld": (1, 1), "rnd-blind": (1, 2), "apt": (3, 0), "apt-blind": (3, 2)},
 }
 # What should hold, by the paper or by what we add to it: the first is better than the second.
@@ -107,6 +103,7 @@ NOTES = (
     "two equal methods with three seeds each it is 1 once in twenty times.",
 )
 NOT_RUN = "Not yet run."
+HOUSE = r"^house\d-"  # of a method's name, which its panel's title has
 
 
 class Published(NamedTuple):
@@ -507,9 +504,6 @@ def smoothed_curves(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     width = max(SMOOTHING * end, BIN)  # a narrower one would draw stairs
     curves = [smooth(*line.T, np.ones(len(line)), at, width) for line in series]
     return at, np.stack(curves)
-
-
-HOUSE = r"^house\d-"  # of a method's name, which the panel's title has
 
 
 def draw_curves(axes: Axes, methods: Methods, names: Iterable[str], title: str) -> None:

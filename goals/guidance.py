@@ -18,7 +18,12 @@ from worlds.world import Guide, World
 
 
 def check_guide(args: GoalArgs, world: World) -> None:
-    """Raise UserError where guidance is asked of a world that has none."""
+    """Raise UserError where guidance is asked for that there is none of."""
+    if args.goal_head != "none" and not args.guides:
+        raise UserError(
+            f"--goal-head {args.goal_head} needs goals that are captions, and --goal-source "
+            f"{args.goal_source} has none: give --goal-head none"
+        )
     if args.guides and not hasattr(world, "guide"):
         flags = "--no-goal-view --goal-head none --approach-coef 0 --discovery-coef 0"
         raise UserError(f"world {world.name} does not tell where goals are: give {flags}")

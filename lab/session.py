@@ -178,8 +178,9 @@ class Session:
         with self._last_step("the picture", failed):
             learning_curve(path, path / "curve.png")
         with self._last_step("the rules", failed):
-            if service.rules_report():
-                write_text(path / "rules.txt", service.rules_report())
+            report = service.rules_report()
+            if report:
+                write_text(path / "rules.txt", report)
         if args.evaluate_episodes:
             self.progress.phase("evaluating")
             key, episodes = jax.random.key(HELD_OUT), args.evaluate_episodes

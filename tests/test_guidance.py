@@ -101,6 +101,10 @@ def test_a_world_that_cannot_guide_says_so():
     with pytest.raises(UserError, match="^world crafter counts no finds: give --discovery-coef 0"):
         check_guide(GoalArgs(discovery_coef=0.1), Crafter())
     check_guide(GoalArgs(goal_view=True, goal_head="faced", approach_coef=0.1), Crafter())
+    for source in ("none", "novelty-paper"):
+        args = GoalArgs(goal_source=source, goal_head="verbs")
+        with pytest.raises(UserError, match=f"--goal-head verbs needs .*{source} has none"):
+            check_guide(args, Crafter())
 
 
 # THE HEAD

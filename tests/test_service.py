@@ -471,7 +471,8 @@ def test_the_twin_without_a_model_learns_rules_from_nothing(tmp_path):
     assert service.observe(scenes, kicks, kicks < 0)
     (said,) = service.metrics()["corrections"]
     assert said == "kick wall: makes no sense so far: 400 attempts changed nothing"
-    assert not service.tables.sensible[3] or service.tables.alternatives[3].any()
+    with_key = 1 << ToyWorld.facts.index("have key")
+    assert service.tables.sensible[3] and service.tables.alternatives[3, -1].tolist() == [with_key]
     for each in (service, plain):
         each.close()
 
