@@ -3,7 +3,7 @@
 A model's rules say which goals make sense and what each needs. Play shows more: after which
 captions which facts change, and what was there when they did. Only captions and scenes are read,
 never the game's rewards, achievements or oracle. All is counted on the host, from scenes that it
-is shown anyway; a rollout takes it a millisecond or two.
+is shown anyway, in bits and without BLAS, whose threads would get in the way of XLA's.
 
 - The signature of a goal is the change, of a fact that appears or vanishes, which its caption
   brings about far more often than other captions do, and twice as often as those of the same noun
@@ -79,12 +79,14 @@ class Evidence:
         parts = [world.parts(caption) for caption in world.captions]
         nouns = np.array([noun for _, noun in parts])
         self._has_noun = nouns != ""
-        same_noun = (nouns[:, None] == nouns[None]) & self._has_noun[:, None]
-        own = np.eye(len(nouns), dtype=bool)
+        # Numbers of what a caption is one of: its noun, its aliases, its aliases of the same noun.
+        self._nouns = np.unique(nouns, return_inverse=True)[1]
+        self._aliases = np.arange(len(nouns))
         for group in world.aliases:
             numbers = [world.captions.index(name) for name in group]
-            own[np.ix_(numbers, numbers)] = True
-        self._same, self._others = same_noun & ~own, ~own
+            self._aliases[numbers] = min(numbers)
+        self._twins = self._aliases * len(nouns) + self._nouns
+        self._twins = np.unique(self._twins, return_inverse=True)[1]
         self._can_need = self._find_candidates()
         num_captions, num_conditions = self.margins.shape
         shape = num_captions, 2 * len(self._changing)
@@ -127,21 +129,21 @@ class Evidence:
         captions = captions[:-1][goes_on]
         held, held_after = before[:, self._changing], after[:, self._changing]
         conditions = [before, *(before[:, kind].any(1, keepdims=True) for kind in self._kinds)]
-        conditions = np.concatenate(conditions, 1).astype(np.float32)
-        possible = np.concatenate([~held, held], 1).astype(np.float32)
-        changed = np.concatenate([~held & held_after, held & ~held_after], 1).astype(np.float32)
+        conditions = np.concatenate(conditions, 1)
+        possible = np.concatenate([~held, held], 1)
+        changed = np.concatenate([~held & held_after, held & ~held_after], 1)
         counts = self.counts
-        counts["together"] += _rounded(conditions.T @ conditions)
+        counts["together"] += _count_both(conditions, conditions)
         for caption in np.unique(captions):
             rows = captions == caption
             here, could, did = conditions[rows], possible[rows], changed[rows]
             counts["tried"][caption] += len(here)
-            counts["could"][caption] += _rounded(could.sum(0))
-            counts["did"][caption] += _rounded(did.sum(0))
+            counts["could"][caption] += could.sum(0)
+            counts["did"][caption] += did.sum(0)
             if caption:
-                counts["with"][caption] += _rounded(here.sum(0))
-                counts["could_with"][caption] += _rounded(could.T @ here)
-                counts["did_with"][caption] += _rounded(did.T @ here)
+                counts["with"][caption] += here.sum(0)
+                counts["could_with"][caption] += _count_both(could, here)
+                counts["did_with"][caption] += _count_both(did, here)
 
     def _facts(self, scenes: np.ndarray) -> np.ndarray:
         """Unpack scenes uint32 [M, W] into bool [M, F]."""
@@ -153,10 +155,12 @@ class Evidence:
     def signatures(self) -> tuple[np.ndarray, np.ndarray]:
         """Return each caption's signature, int [C], -1 for none, and the controls' rate of it."""
         could, did = self.counts["could"].astype(float), self.counts["did"].astype(float)
-        same, others = (
-            [mask.astype(float) @ table for table in (could, did)]
-            for mask in (self._same, self._others)
-        )
+        others = [table.sum(0) - _sum_alike(table, self._aliases) for table in (could, did)]
+        same = [
+            (_sum_alike(table, self._nouns) - _sum_alike(table, self._twins))
+            * self._has_noun[:, None]
+            for table in (could, did)
+        ]
         rate, elsewhere = did / np.maximum(could, 1.0), (others[1] + 0.5) / (others[0] + 1.0)
         pooled = (did + others[1] + 0.5) / (could + others[0] + 1.0)
         inverse = 1 / np.maximum(could, 1.0) + 1 / (others[0] + 1.0)
@@ -364,5 +368,20 @@ class Evidence:
             self.correct()
 
 
-def _rounded(table: np.ndarray) -> np.ndarray:
-    return np.rint(table).astype(np.int64)
+def _count_both(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return in how many rows both hold, int64 [I, J]; left, right: bool [M, I], [M, J]."""
+
+    def pack(bits: np.ndarray) -> np.ndarray:
+        columns = np.packbits(bits.T, axis=1)
+        columns = np.pad(columns, ((0, 0), (0, -columns.shape[1] % 8)))
+        return np.ascontiguousarray(columns).view(np.uint64)
+
+    both = pack(left)[:, None] & pack(right)[None]
+    return np.bitwise_count(both).sum(-1, dtype=np.int64)
+
+
+def _sum_alike(table: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return for each row the sum of the rows of its number: table [C, D], numbers [C]."""
+    sums = np.zeros((numbers.max() + 1, table.shape[1]))
+    np.add.at(sums, numbers, table)
+    return sums[numbers]
