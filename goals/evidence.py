@@ -101,7 +101,7 @@ class Evidence:
         }
         self.corrections: dict[Correction, str] = {}
         self._round = 0
-        self.rules = self._apply(set())  # as they stand
+        self.rules = self.rules_without_doubt()
 
     def _find_candidates(self) -> np.ndarray:
         """Return which conditions may be added to a caption's needs, bool [C, X]."""
@@ -298,6 +298,10 @@ class Evidence:
                     suspended.add((goal, x))
         return suspended
 
+    def rules_without_doubt(self) -> Rules:
+        """Return the rules as they stand, no need suspended."""
+        return self._apply(set())
+
     def _apply(self, suspended: set[tuple[int, int]]) -> Rules:
         """Return the model's rules with all corrections, but for suspended needs.
 
@@ -335,7 +339,7 @@ class Evidence:
     def report(self) -> str:
         """Say the model's rules, and each that is corrected, with the reasons."""
         model = say_rules(self.world, self.model_rules)
-        now = say_rules(self.world, self._apply(set()))
+        now = say_rules(self.world, self.rules_without_doubt())
         lines = ["By the model's word, and below it what play has corrected:", ""]
         for goal, said in model.items():
             lines.append(f"{goal}: {said}")

@@ -249,6 +249,13 @@ class GoalService:
             self._renew()
         return is_new or is_corrected
 
+    @property
+    def evaluation_tables(self) -> GoalTables:
+        """The tables without --doubt, which is for training alone."""
+        if self._evidence is None:
+            return self.tables
+        return replace_rules(self.tables, self._evidence.rules_without_doubt())
+
     def rules_report(self) -> str:
         """Say the rules, and with --evidence how play has corrected them; "" without rules."""
         if self._evidence:
@@ -434,6 +441,8 @@ class GoalService:
         if len(text_scenes):
             self._learn_texts(text_scenes)
         if self._evidence is not None:
+            if not state.get("evidence"):
+                raise UserError("the run is of an older version of --evidence: train anew")
             self._evidence.restore(state["evidence"])
         self._asker.costs = Costs(**state["usage"])
         self._renew()

@@ -152,18 +152,19 @@ def play(
     args, world = policy.setup.args, policy.setup.world
     reset_key, key = jax.random.split(key)
     episodes = begin(world, jax.random.split(reset_key, num_episodes), service.num_goals)
-    shown = []
+    shown, tables = [], service.evaluation_tables
     for step in range(world.max_episode_steps):
         # HOST WAITS for the device, at every step if the policy must know its scene.
         if step % LOOK_EVERY == 0 and bool(episodes.over.all()):
             break
         if args.must_know_scene:
-            scenes, unknown = map(np.asarray, look(policy, service.tables, episodes))
+            scenes, unknown = map(np.asarray, look(policy, tables, episodes))
             if unknown.any():
                 service.know(scenes[unknown])
+                tables = service.evaluation_tables
                 episodes = grow_goals(episodes, service.num_goals)
         step_key = jax.random.fold_in(key, step)
-        episodes, first = advance(policy, service.tables, params, step_key, episodes)
+        episodes, first = advance(policy, tables, params, step_key, episodes)
         if film:
             shown.append(first)
     numbers = (episodes.score, episodes.achievements, episodes.returns, episodes.lengths)

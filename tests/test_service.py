@@ -479,12 +479,17 @@ def test_the_twin_without_a_model_learns_rules_from_nothing(tmp_path):
 
 def test_doubt_lets_needs_come_and_go(needy):
     service = needy(evidence=True, doubt=0.5)
+    before = service.tables.needs[:4, 0].tolist()
     scenes, none = jnp.zeros((2, 1, 1), jnp.uint32), jnp.zeros((2, 1), jnp.int32)
     known = set()
     for _ in range(20):
         assert not service.observe(scenes, none, none > 0)
         known.add(tuple(service.tables.needs[:4, 0].tolist()))
+        assert service.evaluation_tables.needs[:4, 0].tolist() == before, "doubt is for training"
     assert len(known) > 4
+    old = service.state() | {"evidence": None}
+    with pytest.raises(UserError, match="^the run is of an older version of --evidence"):
+        service.restore(old)
 
 
 def test_without_evidence_needs_stay(needy):
