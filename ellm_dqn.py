@@ -46,6 +46,7 @@ from lab.cli import run_cli
 from lab.convolution import Convolution
 from lab.dense import Dense
 from lab.errors import UserError
+from lab.mentor import Mentor, begin_reached, load_mentor
 from lab.play import Moment, Policy, Unknown, first_moment, select
 from lab.ranges import Count, CountOrNone, Positive, Share, SomeShare, StepSize, Weight, Width
 from lab.replay import Replay, Transitions, add, can_sample, empty_replay, sample_transitions
@@ -104,6 +105,11 @@ class Args(RunArgs, WorldArgs, GoalArgs):
     hidden_size: Width = 256  # width of the two hidden layers
     caption_memory: bool = True
     """also read which captions the episode has seen: the once-per-episode reward can be learned"""
+    guide: str | None = None
+    """run whose policy explores for this one, its directory or the name of a shipped agent"""
+    guide_probability: Share = 0.5
+    """how often the guide acts: share of the actions at the start (PPO), of the exploring ones
+    (DQN; the paper's)"""
 
     @property
     def batch_size(self) -> int:
@@ -254,6 +260,7 @@ class RunnerState:
     captions_so_far: jax.Array
     achieved: jax.Array
     achieved_before: jax.Array
+    guide_reached: jax.Array
     last: Moment
     key: jax.Array
     update: jax.Array
@@ -273,6 +280,7 @@ class Setup:
     world: World
     envs: VectorWorld
     network: nn.Module
+    mentor: Mentor | None = None  # --guide
 
 
 # ----------------------------------------------------------------------------------------- networks
@@ -350,7 +358,7 @@ class DuelingNetwork(nn.Module):
 
 
 # END DQN
-def make_setup(args: Args, world: World) -> Setup:
+def make_setup(args: Args, world: World, mentor: Mentor | None = None) -> Setup:
     """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
         raise UserError(f"--num-steps {args.num_steps}: give at most {world.max_episode_steps}")
@@ -367,7 +375,7 @@ def make_setup(args: Args, world: World) -> Setup:
     # END DQN
     pool_size, starts = max(16, args.num_envs), args.exploring_starts
     envs = VectorWorld(world, args.num_envs, pool_size, exploring_starts=starts)
-    return Setup(args, world, envs, network)
+    return Setup(args, world, envs, network, mentor)
 
 
 # BEGIN DQN
@@ -402,6 +410,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
         captions_so_far=moment.captions_so_far,
         achieved=moment.achieved,
         achieved_before=jnp.copy(moment.achieved),
+        guide_reached=begin_reached(tables.mentor, args.num_envs),
         last=jax.tree.map(jnp.copy, moment),
         key=key,
         update=jnp.zeros((), jnp.int32),
@@ -532,18 +541,33 @@ def choose_actions(
     return jnp.where(chance < epsilon, drawn, best.astype(jnp.int32))
 
 
+def action_probabilities(args: Args, values: jax.Array) -> jax.Array:
+    """Return how likely each action is by its value, [N, A] float32, but for random actions."""
+    if args.policy_temperature:
+        return jax.nn.softmax(values / args.policy_temperature)
+    return jax.nn.one_hot(values.argmax(-1), values.shape[1])
+
+
 # END DQN
 def collect_step(
     setup: Setup, tables: GoalTables, state: RunnerState
 ) -> tuple[RunnerState, Rollout]:
     """Act once in every env; return the state one step further, and the step."""
     args = setup.args
-    key, goal_key, policy_key, world_key, _ = jax.random.split(state.key, 5)
+    key, goal_key, policy_key, world_key, guide_key = jax.random.split(state.key, 5)
     inputs, scenes, suggested, guide = read(setup, tables, goal_key, state.moment)
+    advice, guide_reached, mentor = None, state.guide_reached, setup.mentor
+    if mentor:
+        advice = mentor.advise(tables.mentor, guide_key, state.moment, guide_reached)
     # BEGIN DQN
     env_steps = state.update * args.batch_size + state.step * args.num_envs
+    epsilon = exploration(args, env_steps)
     values = setup.network.apply(state.params, inputs, tables)
-    actions = choose_actions(args, values, policy_key, exploration(args, env_steps))
+    guided = epsilon * args.guide_probability if advice else 0.0
+    actions = choose_actions(args, values, policy_key, (epsilon - guided) / (1.0 - guided))
+    if advice:
+        is_guided = jax.random.uniform(jax.random.fold_in(guide_key, 1), actions.shape) < guided
+        actions = jnp.where(is_guided, advice.probabilities.argmax(-1).astype(jnp.int32), actions)
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
 
@@ -552,6 +576,11 @@ def collect_step(
         names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
         achieved = reward_step(tables, threshold, suggested, state.achieved, names)[1]
         after = after.replace(achieved=achieved)
+
+    if mentor:
+        guide_reached = mentor.follow(
+            tables.mentor, advice, guide_reached, actions, transition.caption
+        )
 
     # The states that the time limit cut are kept: their values are what is to come (truncation).
     last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
@@ -574,6 +603,7 @@ def collect_step(
         envs=setup.envs.reset_done(envs, done),
         captions_so_far=after.captions_so_far & ~done[:, None],
         achieved=after.achieved & ~done[:, None],
+        guide_reached=guide_reached & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,
@@ -728,9 +758,9 @@ def update(
     args = setup.args
     # REWARD
     rewards, achieved = rollout.rewards, state.achieved_before
-    if args.goal_source != "none":
+    if args.pays_goals:
         rewards, achieved = ellm_rewards(setup, tables, rollout, achieved)
-        rewards += args.extrinsic_coef * rollout.rewards
+        rewards = args.goal_coef * rewards + args.extrinsic_coef * rollout.rewards
     key, goal_key, refill_key = jax.random.split(state.key, 3)
     if args.guides:
         following, last = (
@@ -791,19 +821,35 @@ def act(
     # END DQN
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
-    names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
-    rewards, achieved = reward_step(
-        tables, threshold, suggested, moment.achieved, names, args.wrong_reward
-    )
+    rewards, achieved = transition.reward, moment.achieved
+    reached = suggested & (rewards > 0)[:, None]
+    if args.pays_goals:
+        names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
+        rewards, achieved = reward_step(
+            tables, threshold, suggested, moment.achieved, names, args.wrong_reward
+        )
+        rewards = args.goal_coef * rewards + args.extrinsic_coef * transition.reward
+        reached = achieved & suggested & ~moment.achieved
     shown = {
         "scene": scenes,
         "suggested": suggested,
-        "reached": achieved & suggested & ~moment.achieved,
+        "reached": reached,
         "action": actions,
-        "reward": rewards if args.goal_source != "none" else transition.reward,
+        "reward": rewards,
     }
     after = moment.after(states, transition.caption).replace(achieved=achieved)
     return after, transition, shown
+
+
+def propose(
+    setup: Setup, tables: GoalTables, params: Any, key: jax.Array, moment: Moment
+) -> tuple[jax.Array, jax.Array]:
+    """Return the policy's probabilities [N, A] float32 and suggested goals, for runs it guides."""
+    inputs, _, suggested, _ = read(setup, tables, key, moment)
+    # BEGIN DQN
+    probabilities = action_probabilities(setup.args, setup.network.apply(params, inputs, tables))
+    # END DQN
+    return probabilities, suggested
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -813,14 +859,15 @@ def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     configure(args)
     world = make_world(args)
-    setup = make_setup(args, world)
-    service = GoalService(world, args, seed=args.seed)
+    mentor, mentor_tables = load_mentor(args.guide, world, args)
+    setup = make_setup(args, world, mentor)
+    service = GoalService(world, args, seed=args.seed, mentor=mentor_tables)
     # BEGIN DQN
     name = f"{world.name}-dqn-{args.goal_source}"
     # END DQN
     policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:
-        state = session.begin(partial(init_state, setup))
+        state = session.begin(partial(init_state, setup), policy)
         rollout = empty_rollout(setup, service.tables, state)
         for _ in session.updates():
             state, rollout, unknown = collect(setup, service.tables, state, rollout)

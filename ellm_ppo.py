@@ -45,8 +45,9 @@ from lab.cli import run_cli
 from lab.convolution import Convolution
 from lab.dense import Dense
 from lab.errors import UserError
+from lab.mentor import Mentor, begin_reached, load_mentor, mix
 from lab.play import Moment, Policy, Unknown, first_moment, select
-from lab.ranges import Count, Share, StepSize, Weight, Width
+from lab.ranges import Count, Share, SomeShare, StepSize, Weight, Width
 from lab.session import Session, configure
 from lab.transfer import trainable
 from lab.words import Words
@@ -77,10 +78,17 @@ class Args(RunArgs, WorldArgs, GoalArgs):
     ent_coef: Weight = 0.01  # weight of the entropy bonus
     vf_coef: Weight = 0.5  # weight of the value loss
     max_grad_norm: Weight = 0.5  # gradients are scaled down to this global norm; 0: they are not
+    guide_fraction: SomeShare = 0.5
+    """share of the training in which the guide's share of the actions falls linearly to zero"""
     # END PPO
     hidden_size: Width = 256  # width of the two hidden layers
     caption_memory: bool = True
     """also read which captions the episode has seen: the once-per-episode reward can be learned"""
+    guide: str | None = None
+    """run whose policy explores for this one, its directory or the name of a shipped agent"""
+    guide_probability: Share = 0.5
+    """how often the guide acts: share of the actions at the start (PPO), of the exploring ones
+    (DQN; the paper's)"""
 
     @property
     def batch_size(self) -> int:
@@ -168,6 +176,7 @@ class RunnerState:
     captions_so_far: jax.Array
     achieved: jax.Array
     achieved_before: jax.Array
+    guide_reached: jax.Array
     last: Moment
     key: jax.Array
     update: jax.Array
@@ -187,6 +196,7 @@ class Setup:
     world: World
     envs: VectorWorld
     network: nn.Module
+    mentor: Mentor | None = None  # --guide
 
 
 # ----------------------------------------------------------------------------------------- networks
@@ -234,7 +244,7 @@ class ActorCritic(nn.Module):
 
 
 # END PPO
-def make_setup(args: Args, world: World) -> Setup:
+def make_setup(args: Args, world: World, mentor: Mentor | None = None) -> Setup:
     """Return the constants; raises UserError for arguments that do not go together."""
     if args.num_steps > world.max_episode_steps:
         raise UserError(f"--num-steps {args.num_steps}: give at most {world.max_episode_steps}")
@@ -245,7 +255,7 @@ def make_setup(args: Args, world: World) -> Setup:
     # END PPO
     pool_size, starts = max(16, args.num_envs), args.exploring_starts
     envs = VectorWorld(world, args.num_envs, pool_size, exploring_starts=starts)
-    return Setup(args, world, envs, network)
+    return Setup(args, world, envs, network, mentor)
 
 
 # BEGIN PPO
@@ -279,6 +289,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
         captions_so_far=moment.captions_so_far,
         achieved=moment.achieved,
         achieved_before=jnp.copy(moment.achieved),
+        guide_reached=begin_reached(tables.mentor, args.num_envs),
         last=jax.tree.map(jnp.copy, moment),
         key=key,
         update=jnp.zeros((), jnp.int32),
@@ -340,6 +351,16 @@ def ellm_rewards(
 # ------------------------------------------------------------------------------------------ COLLECT
 
 
+# BEGIN PPO
+def guide_share(args: Args, update: jax.Array) -> jax.Array:
+    """Return the share of the actions that the guide takes: falling linearly to zero."""
+    done = update / (args.guide_fraction * args.num_updates)
+    return args.guide_probability * jnp.maximum(1.0 - done, 0.0)
+
+
+# END PPO
+
+
 def read(
     setup: Setup, tables: GoalTables, key: jax.Array, moment: Moment
 ) -> tuple[PolicyInput, jax.Array, jax.Array, Guide]:
@@ -371,10 +392,15 @@ def collect_step(
 ) -> tuple[RunnerState, Rollout]:
     """Act once in every env; return the state one step further, and the step."""
     args = setup.args
-    key, goal_key, policy_key, world_key, _ = jax.random.split(state.key, 5)
+    key, goal_key, policy_key, world_key, guide_key = jax.random.split(state.key, 5)
     inputs, scenes, suggested, guide = read(setup, tables, goal_key, state.moment)
+    advice, guide_reached, mentor = None, state.guide_reached, setup.mentor
+    if mentor:
+        advice = mentor.advise(tables.mentor, guide_key, state.moment, guide_reached)
     # BEGIN PPO
     logits, values = setup.network.apply(state.params, inputs, tables)
+    if advice:
+        logits = mix(logits, advice, guide_share(args, state.update))
     actions = jax.random.categorical(policy_key, logits)
     log_policy = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
@@ -386,6 +412,11 @@ def collect_step(
         names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
         achieved = reward_step(tables, threshold, suggested, state.achieved, names)[1]
         after = after.replace(achieved=achieved)
+
+    if mentor:
+        guide_reached = mentor.follow(
+            tables.mentor, advice, guide_reached, actions, transition.caption
+        )
 
     # The states that the time limit cut are kept: their values are what is to come (truncation).
     last = jax.lax.cond(cut.any(), partial(select, cut), lambda _, old: old, after, state.last)
@@ -410,6 +441,7 @@ def collect_step(
         envs=setup.envs.reset_done(envs, done),
         captions_so_far=after.captions_so_far & ~done[:, None],
         achieved=after.achieved & ~done[:, None],
+        guide_reached=guide_reached & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,
@@ -581,9 +613,9 @@ def update(
     args = setup.args
     # REWARD
     rewards, achieved = rollout.rewards, state.achieved_before
-    if args.goal_source != "none":
+    if args.pays_goals:
         rewards, achieved = ellm_rewards(setup, tables, rollout, achieved)
-        rewards += args.extrinsic_coef * rollout.rewards
+        rewards = args.goal_coef * rewards + args.extrinsic_coef * rollout.rewards
     key, goal_key, refill_key = jax.random.split(state.key, 3)
     if args.guides:
         following, last = (
@@ -634,19 +666,35 @@ def act(
     # END PPO
     keys = jax.random.split(world_key, len(actions))
     states, transition = jax.vmap(world.step)(keys, moment.states, actions)
-    names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
-    rewards, achieved = reward_step(
-        tables, threshold, suggested, moment.achieved, names, args.wrong_reward
-    )
+    rewards, achieved = transition.reward, moment.achieved
+    reached = suggested & (rewards > 0)[:, None]
+    if args.pays_goals:
+        names, threshold = args.names_of(actions, transition.caption), args.similarity_threshold
+        rewards, achieved = reward_step(
+            tables, threshold, suggested, moment.achieved, names, args.wrong_reward
+        )
+        rewards = args.goal_coef * rewards + args.extrinsic_coef * transition.reward
+        reached = achieved & suggested & ~moment.achieved
     shown = {
         "scene": scenes,
         "suggested": suggested,
-        "reached": achieved & suggested & ~moment.achieved,
+        "reached": reached,
         "action": actions,
-        "reward": rewards if args.goal_source != "none" else transition.reward,
+        "reward": rewards,
     }
     after = moment.after(states, transition.caption).replace(achieved=achieved)
     return after, transition, shown
+
+
+def propose(
+    setup: Setup, tables: GoalTables, params: Any, key: jax.Array, moment: Moment
+) -> tuple[jax.Array, jax.Array]:
+    """Return the policy's probabilities [N, A] float32 and suggested goals, for runs it guides."""
+    inputs, _, suggested, _ = read(setup, tables, key, moment)
+    # BEGIN PPO
+    probabilities = jax.nn.softmax(setup.network.apply(params, inputs, tables)[0])
+    # END PPO
+    return probabilities, suggested
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -656,14 +704,15 @@ def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     configure(args)
     world = make_world(args)
-    setup = make_setup(args, world)
-    service = GoalService(world, args, seed=args.seed)
+    mentor, mentor_tables = load_mentor(args.guide, world, args)
+    setup = make_setup(args, world, mentor)
+    service = GoalService(world, args, seed=args.seed, mentor=mentor_tables)
     # BEGIN PPO
     name = f"{world.name}-ppo-{args.goal_source}"
     # END PPO
     policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:
-        state = session.begin(partial(init_state, setup))
+        state = session.begin(partial(init_state, setup), policy)
         rollout = empty_rollout(setup, service.tables, state)
         for _ in session.updates():
             state, rollout, unknown = collect(setup, service.tables, state, rollout)

@@ -445,6 +445,13 @@ def choose_actions(
     return jnp.where(chance < epsilon, drawn, best.astype(jnp.int32))
 
 
+def action_probabilities(args: Args, values: jax.Array) -> jax.Array:
+    """Return how likely each action is by its value, [N, A] float32, but for random actions."""
+    if args.policy_temperature:
+        return jax.nn.softmax(values / args.policy_temperature)
+    return jax.nn.one_hot(values.argmax(-1), values.shape[1])
+
+
 # END DQN
 def collect_step(
     setup: Setup, tables: GoalTables, state: RunnerState
@@ -704,6 +711,17 @@ def act(
     return moment.after(states, transition.caption), transition, shown
 
 
+def propose(
+    setup: Setup, tables: GoalTables, params: Any, key: jax.Array, moment: Moment
+) -> tuple[jax.Array, jax.Array]:
+    """Return the policy's probabilities [N, A] float32 and suggested goals, for runs it guides."""
+    inputs = read(setup, tables, moment)[0]
+    # BEGIN DQN
+    probabilities = action_probabilities(setup.args, setup.network.apply(params, inputs, tables))
+    # END DQN
+    return probabilities, moment.achieved
+
+
 # --------------------------------------------------------------------------------------------- main
 
 
@@ -716,7 +734,7 @@ def main(args: Args) -> dict[str, Any]:
     name = f"{world.name}-{Path(__file__).stem}"
     policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:
-        state = session.begin(partial(init_state, setup))
+        state = session.begin(partial(init_state, setup), policy)
         rollout = empty_rollout(setup, service.tables, state)
         for _ in session.updates():
             state, rollout, unknown = collect(setup, service.tables, state, rollout)

@@ -552,6 +552,17 @@ def act(
     return moment.after(states, transition.caption), transition, shown
 
 
+def propose(
+    setup: Setup, tables: GoalTables, params: Any, key: jax.Array, moment: Moment
+) -> tuple[jax.Array, jax.Array]:
+    """Return the policy's probabilities [N, A] float32 and suggested goals, for runs it guides."""
+    inputs = read(setup, tables, moment)[0]
+    # BEGIN PPO
+    probabilities = jax.nn.softmax(setup.network.apply(params, inputs, tables)[0])
+    # END PPO
+    return probabilities, moment.achieved
+
+
 # --------------------------------------------------------------------------------------------- main
 
 
@@ -564,7 +575,7 @@ def main(args: Args) -> dict[str, Any]:
     name = f"{world.name}-{Path(__file__).stem}"
     policy = Policy(setup, act)
     with Session(args, world, service, name, __file__) as session:
-        state = session.begin(partial(init_state, setup))
+        state = session.begin(partial(init_state, setup), policy)
         rollout = empty_rollout(setup, service.tables, state)
         for _ in session.updates():
             state, rollout, unknown = collect(setup, service.tables, state, rollout)

@@ -283,8 +283,8 @@ def play_all(args: Args) -> tuple[World, dict[str, Visits], dict[str, dict[str, 
     for number, run_dir in enumerate(args.run_dirs):
         if run_dir.name in sources:
             raise UserError(f"two runs are called {run_dir.name}: give runs of different names")
-        policy, service, state = load_run(load_script(find_script(run_dir)), run_dir)
-        setup, where = policy.setup, (service, state.params)
+        policy, service, params = load_run(load_script(find_script(run_dir)), run_dir)
+        setup, where = policy.setup, (service, params)
         world = world or setup.world
         if (setup.world.name, setup.world.facts) != (world.name, world.facts):
             raise UserError(f"{run_dir} lived in another world: give runs of one world")

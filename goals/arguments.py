@@ -85,19 +85,24 @@ class GoalArgs(TextArgs):
 
     # Goals
     goal_source: Literal[
-        "llm", "oracle", "novelty", "novelty-paper", "uniform", "grounded", "none"
+        "llm", "oracle", "novelty", "novelty-paper", "uniform", "grounded", "task", "none"
     ] = "llm"
     """who suggests goals; novelty: any caption, novelty-paper: any action, successful or not, is
-    paid once an episode; none: the game's own reward"""
+    paid once an episode; task: the policy reads the --task as its goal, and the task's success is
+    what is paid; none: the game's own reward"""
     goal_form: Literal["rules", "open", "closed", "pairs"] = "rules"
     """rules: ask once what each goal needs; open: ask for a list of goals in each scene; closed:
     ask of each goal in each scene; pairs: ask once where each thing belongs"""
     goal_conditioned: bool = True
     """also read the goals that are suggested and not yet reached"""
+    task_goals: Literal["sentence", "parts"] = "sentence"
+    """what the policy reads of its task: its sentence, or the sub-goal that is next"""
     similarity_threshold: Cosine = 0.99
     """cosine above which a caption fulfils a goal (the paper's T)"""
+    goal_coef: Weight = 1.0
+    """weight of the goals' reward; 0: goals are read, but only the game's own reward is paid"""
     extrinsic_coef: Weight = 0.0
-    """weight of the game's own reward beside the goals'"""
+    """weight of the game's own reward, or the task's, beside the goals'"""
     wrong_reward: Penalty = 0.0
     """reward of a step that has a caption, but reaches no suggested goal; housekeep: -0.1"""
     goal_view: bool = False
@@ -179,6 +184,11 @@ class GoalArgs(TextArgs):
         return self.goal_source in ("oracle", "uniform")
 
     @property
+    def pays_goals(self) -> bool:
+        """Whether reaching goals is what is paid, rather than what the world pays by itself."""
+        return self.goal_source not in ("none", "task")
+
+    @property
     def reads_goals(self) -> bool:
         """Whether the policy reads the goals."""
         return self.goal_conditioned and self.goal_source != "none"
@@ -193,12 +203,12 @@ class GoalArgs(TextArgs):
     @property
     def tracks_goals(self) -> bool:
         """Whether it must be known within a rollout which goals are suggested and reached."""
-        return self.reads_goals or self.guides
+        return self.pays_goals and (self.reads_goals or self.guides)
 
     @property
     def reads_scenes(self) -> bool:
         """Whether anything depends on the scenes of a rollout."""
-        return self.goal_source != "none" or super().reads_scenes
+        return self.pays_goals or super().reads_scenes
 
     @property
     def pays_actions(self) -> bool:

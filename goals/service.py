@@ -43,9 +43,10 @@ class GoalService:
     """Own the goal tables of one run and the way to everything that can answer.
 
     args without goals (TextArgs) stand for no goals at all. on_progress is called with the number
-    of questions that wait for an answer. `tables` are there after `prepare`. holds_up: whether a
-    run like this may meet scenes that it must make known before it goes on. Raises UserError for a
-    model, prompt or store that is not there, and for arguments that do not go together.
+    of questions that wait for an answer; mentor: a guide's arrays, for the tables. `tables` are
+    there after `prepare`. holds_up: whether a run like this may meet scenes that it must make known
+    before it goes on. Raises UserError for a model, prompt or store that is not there, and for
+    arguments that do not go together.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class GoalService:
         args: TextArgs,
         seed: int = 0,
         on_progress: Callable[[int], None] = lambda waiting: None,
+        mentor: Any = None,
     ):
         is_goal_args = isinstance(args, GoalArgs)
         self.world, self.args, self.on_progress = world, args, on_progress
+        self.mentor = mentor
         self.source = args.goal_source if is_goal_args else "none"
         self.holds_up = args.asks
         self.prompt_mask = world.prompt_mask(args.prompt_scope if is_goal_args else "full")
@@ -110,6 +113,8 @@ class GoalService:
             self._evidence = Evidence(self.world, rules, margins, self._seed, self.args.doubt)
         if self.args.text_observation == "caption":
             self._scenes.size_texts(self.embedding_size)
+        if self.source == "task":
+            self._scenes.goal_id(self.world.task_sentence)  # the goal after all captions
         self._renew()
 
     def _rehearse(self) -> None:
@@ -192,6 +197,8 @@ class GoalService:
         """Say in one line where goals come from."""
         if self.source == "none":
             return "no goals"
+        if self.source == "task":
+            return f"the task: {self.world.task_sentence}"
         if self.source != "llm":
             return f"goals from {self.source}, no language model"
         how = "" if self._sources.model else ", nobody is asked"
@@ -341,7 +348,8 @@ class GoalService:
         rules = self.form.rules if self.form and not self.args.per_scene else None
         if self._evidence is not None:
             rules = self._evidence.rules
-        self.tables = build_tables(self.world, self.args, self._scenes, self._embeddings, rules)
+        tables = build_tables(self.world, self.args, self._scenes, self._embeddings, rules)
+        self.tables = tables.replace(mentor=self.mentor)
 
     # IN THE BACKGROUND
 
@@ -465,11 +473,13 @@ def _check(args: GoalArgs, world: World) -> None:
             f"--llm-budget {args.llm_budget} is negative: "
             "give the most questions to ask, or 0 for no limit"
         )
-    if args.goal_source == "none" and args.extrinsic_coef:
+    if not args.pays_goals and args.extrinsic_coef:
         raise UserError(
-            "--extrinsic-coef adds the game's reward to goals, and --goal-source none has none: "
-            "leave it out"
+            "--extrinsic-coef adds the game's reward to that of goals, and --goal-source "
+            f"{args.goal_source} pays none: leave it out"
         )
+    if args.goal_source == "task" and not hasattr(world, "task_sentence"):
+        raise UserError("--goal-source task needs a task of the world: give --task, such as x")
     if args.goal_source == "llm" and args.goal_form == "pairs":
         with_pairs(world)
     has_rules = args.goal_source == "llm" and args.goal_form == "rules"

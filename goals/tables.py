@@ -44,7 +44,7 @@ class GoalTables:
     embeddings: [G, E] float32 unit vectors; similarity: [G, C] float32, cosine of goal and caption,
     the caption "nothing" at 0; names: [G, C] bool, whether the caption, or an alias of it, is the
     goal's name. text_embeddings: [R, E] float32, of the whole caption of a scene;
-    fact_embeddings: [F, E] float32.
+    fact_embeddings: [F, E] float32; mentor: a guide's arrays (lab/mentor.py), None without one.
     """
 
     goal_rows: SceneTable
@@ -60,6 +60,7 @@ class GoalTables:
     text_rows: SceneTable
     text_embeddings: jax.Array
     fact_embeddings: jax.Array
+    mentor: Any = None
 
 
 # LOOK UP
@@ -160,12 +161,15 @@ def suggest(
 ) -> jax.Array:
     """Return the goals suggested in the scenes [N, W] uint32 as [N, G] bool.
 
-    states are read by the oracle alone, key by uniform alone. For grounded and novelty the tables
-    hold trivial rules: the thing is at hand, or nothing at all.
+    states are read by the oracle and the task alone, key by uniform alone. For grounded and novelty
+    the tables hold trivial rules: the thing is at hand, or nothing at all.
     """
     num_goals = tables.sensible.shape[0]
     if args.goal_source == "oracle":
         goals = jax.vmap(world.oracle)(states)
+        return jnp.pad(goals, ((0, 0), (0, num_goals - goals.shape[1])))
+    if args.goal_source == "task":
+        goals = jax.vmap(lambda state: world.task_goals(state, args.task_goals == "parts"))(states)
         return jnp.pad(goals, ((0, 0), (0, num_goals - goals.shape[1])))
     if args.goal_source == "uniform":
         shape = scenes.shape[0], args.uniform_goals

@@ -20,7 +20,8 @@ class RunArgs(Ranged):
     run_dir: str | None = None
     """directory of the run, resumed if it has the same configuration; default: new, under runs/"""
     from_run: str | None = None
-    """directory of another run to begin with the parameters of, of the same world and inputs"""
+    """run to begin with the parameters of, its directory or the name of a shipped agent; its world
+    and inputs must be the same"""
     fine_tune: Literal["all", "heads", "critic"] = "all"
     """which of these parameters learn on: all, those above the torso, or the value's alone (PPO)"""
     total_timesteps: Count = 1_500_000

@@ -19,10 +19,10 @@ from lab.errors import LastStepError, UserError, one_line
 from lab.film import film_frames, make_film
 from lab.machine import set_up_jax
 from lab.metrics import score_key, score_label
-from lab.play import Policy, play
+from lab.play import HELD_OUT, Policy, play
+from lab.pretrained import find_run, is_shipped, load_parameters
 from lab.ranges import Count, Ranged, Seed
 from lab.run import read_config, sha256, write_json
-from lab.session import HELD_OUT, restore
 from worlds import make_world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ class Args(Ranged):
     """Evaluate a run by the script that trained it: evaluation.json, and film.gif if asked."""
 
     run_dir: str
-    """directory of the run"""
+    """directory of the run, or the name of a shipped agent"""
     episodes: Count = 64
     """episodes to play"""
     seed: Seed = HELD_OUT
@@ -41,7 +41,7 @@ class Args(Ranged):
     film: bool = False
     """also film the first episode"""
     out: str | None = None
-    """directory to write into; default: the run's"""
+    """directory to write into; default: the run's, or runs/NAME for a shipped agent"""
     store: str | None = None
     """file of answers and embeddings; default: the run's"""
     script: str | None = None
@@ -61,7 +61,7 @@ def find_script(run_dir: str | Path) -> Path:
     name, wanted = config["script"], config.get("script_sha256")
     ours, there = (ROOT / name).resolve(), Path(config.get("script_file", name))
     is_here = ROOT in ours.parents and folder not in ours.parents and ours.suffix == ".py"
-    if is_here and sha256(ours) == wanted:
+    if is_here and wanted in (None, sha256(ours)):
         return ours
     is_there = there.is_absolute() and folder not in there.parents and there.suffix == ".py"
     if is_there and wanted and sha256(there) == wanted:
@@ -94,7 +94,7 @@ def load_script(path: Path) -> ModuleType:
 def load_run(
     script: ModuleType, run_dir: str | Path, store: str | None = None
 ) -> tuple[Policy, GoalService, Any]:
-    """Return a run's policy, its service and the state of its last checkpoint.
+    """Return a run's policy, its service and the parameters of its last checkpoint.
 
     Arguments that the run did not know yet have their defaults. Where the policy reads nothing of
     goals nobody is asked for any: a film shows those that the stores have.
@@ -114,21 +114,24 @@ def load_run(
     setup = script.make_setup(args, world)
     service = GoalService(world, args, seed=args.seed)
     service.prepare()
-    with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
-        state, _ = restore(checkpoints, service, partial(script.init_state, setup))
-    return Policy(setup, script.act), service, state
+    if not is_shipped(Path(run_dir)):
+        with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
+            service.restore(checkpoints.host()["service"])
+    state = jax.eval_shape(partial(script.init_state, setup), service.tables)
+    return Policy(setup, script.act), service, load_parameters(Path(run_dir), state.params)
 
 
 def main(args: Args) -> dict[str, Any]:
     """Evaluate, print the success rates, and return what evaluation.json holds."""
-    read_config(args.run_dir)  # is it a run at all?
-    out = Path(args.out or args.run_dir)
-    _check_writable(out, args)
-    script = load_script(Path(args.script) if args.script else find_script(args.run_dir))
+    run_dir = find_run(args.run_dir, "--run-dir")
+    read_config(run_dir)  # is it a run at all?
+    out = Path(args.out or (Path("runs") / run_dir.name if is_shipped(run_dir) else run_dir))
+    _check_writable(out)
+    script = load_script(Path(args.script) if args.script else find_script(run_dir))
     set_up_jax()
-    policy, service, state = load_run(script, args.run_dir, args.store)
+    policy, service, params = load_run(script, run_dir, args.store)
     key = jax.random.key(args.seed)
-    statistics, shown = play(policy, service, state.params, args.episodes, key, args.film)
+    statistics, shown = play(policy, service, params, args.episodes, key, args.film)
     world = policy.setup.world
     write_json(out / "evaluation.json", {**dataclasses.asdict(args), **statistics})
     service.close()
@@ -146,11 +149,10 @@ def main(args: Args) -> dict[str, Any]:
     return statistics
 
 
-def _check_writable(out: Path, args: Args) -> None:
+def _check_writable(out: Path) -> None:
     """Raise UserError before anything is played if the evaluation cannot be kept."""
     try:
-        if args.out:
-            out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:

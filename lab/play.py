@@ -1,7 +1,7 @@
 """Play whole episodes with a policy, for figures and films."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,10 @@ from flax import struct
 from goals.service import GoalService
 from goals.tables import GoalTables, grow_goals, is_known
 from lab.metrics import evaluation_statistics
+from worlds.tasks import evaluation_world
 from worlds.world import Transition, World
 
+HELD_OUT = 0x4845  # seed of the worlds of evaluations, which no training shares
 LOOK_EVERY = 20  # steps between looks at whether all episodes are over
 
 
@@ -149,7 +151,8 @@ def play(
     Only a policy that must know its scene asks for unknown ones; in a film of any other these have
     no goals.
     """
-    args, world = policy.setup.args, policy.setup.world
+    args, world = policy.setup.args, evaluation_world(policy.setup.world)
+    policy = replace(policy, setup=replace(policy.setup, world=world))
     reset_key, key = jax.random.split(key)
     episodes = begin(world, jax.random.split(reset_key, num_episodes), service.num_goals)
     shown, tables = [], service.evaluation_tables

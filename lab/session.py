@@ -10,22 +10,21 @@ import jax
 import numpy as np
 
 from goals.service import GoalService
-from goals.tables import GoalTables
+from goals.tables import GoalTables, grow_goals
 from lab.arguments import RunArgs
 from lab.checkpoint import Checkpoints
 from lab.compile_clock import CompileClock
 from lab.errors import UserError, one_line
 from lab.film import film_frames, make_film
 from lab.machine import keep_programs, set_up_jax
+from lab.mentor import checksum
 from lab.metrics import costs, metrics_line, score_key, score_label, summarise
-from lab.play import Policy, play
+from lab.play import HELD_OUT, Policy, play
 from lab.plots import learning_curve
 from lab.progress import Progress
 from lab.run import Run, new_run_dir, read_config, read_metrics, write_text
 from lab.transfer import take_parameters
 from worlds.world import World, WorldArgs
-
-HELD_OUT = 0x4845  # seed of the worlds of evaluations, which no training shares
 
 
 def configure(args: RunArgs) -> None:
@@ -55,13 +54,15 @@ class Session:
             "vectors": service.vectors,
             "score_name": world.score_name,
         }
+        if getattr(args, "guide", None):
+            facts["guide_parameters"] = checksum(service.mentor)
         free = {field for group in type(args).__mro__ for field in getattr(group, "FREE", ())}
         fields = dataclasses.asdict(args)
         free |= {
             field.name for field in dataclasses.fields(WorldArgs)
         }  # "world" says what they mean
         identity = [field for field in fields if field not in free]
-        identity += ["world", "language_model", "prompts", "vectors"]
+        identity += [name for name in facts if name != "score_name"]
         stem = f"runs/{name}-s{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
         path = args.run_dir or new_run_dir(stem)
         with ExitStack() as stack:
@@ -96,8 +97,11 @@ class Session:
         if isinstance(error, UserError) and "--run-dir" not in str(error):
             raise UserError(f"{error}; go on with --run-dir {self.run.path}") from error
 
-    def begin(self, init: Callable[[GoalTables], Any]) -> Any:
-        """Return the state of the last checkpoint, or the first; its `update` counts updates."""
+    def begin(self, init: Callable[[GoalTables], Any], policy: Policy) -> Any:
+        """Return the state of the last checkpoint, or the first; its `update` counts updates.
+
+        With --evaluate-every the policy is evaluated before the first update, too.
+        """
         if self.checkpoints.latest_step() is None:
             state = init(self.service.tables)
             if self.args.from_run:
@@ -105,7 +109,11 @@ class Session:
         else:
             state, self._before = restore(self.checkpoints, self.service, init)
         self._update = int(state.update)
-        self.run.truncate_after(self._update * self.args.batch_size)
+        # Of a run that begins anew nothing is kept, not even the evaluation before it.
+        self.run.truncate_after(self._update * self.args.batch_size or -1)
+        if not self._update:
+            self.evaluate(policy, state.params)
+            state = grow_goals(state, self.service.num_goals)
         self._ended, self._evaluating = time.perf_counter(), 0.0
         return state
 

@@ -1,14 +1,13 @@
 """Begin with the parameters of another run (--from-run), and train all or some of them."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 
 from lab.arguments import RunArgs
-from lab.checkpoint import Checkpoints
 from lab.errors import UserError
+from lab.pretrained import find_run, load_parameters
 from lab.run import read_config
 
 # What decides the inputs, width and outputs of a network, where a script has it.
@@ -25,7 +24,7 @@ def take_parameters(args: RunArgs, state: Any) -> Any:
     The target network, if there is one, has them too; the optimiser is new. Raises UserError where
     they do not fit, naming what differs, and where there is no such run or checkpoint.
     """
-    folder = Path(args.from_run)
+    folder = find_run(args.from_run, "--from-run")
     recorded = read_config(folder)["arguments"]
     here = {name: getattr(args, name) for name in SHAPING if hasattr(args, name)}
     differing = [
@@ -33,16 +32,13 @@ def take_parameters(args: RunArgs, state: Any) -> Any:
         for name, value in here.items()
         if name in recorded and recorded[name] != value
     ]
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"--from-run {folder} has no checkpoints: give a run that has trained")
     if "env" in recorded and recorded["env"] != args.env:
         raise UserError(f"--from-run {folder} is of another world ({differing[0]})")
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        try:
-            params = checkpoints.restore_part("params", state.params)
-        except UserError as error:
-            why = f": {', '.join(differing)}" if differing else ""
-            raise UserError(f"--from-run {folder}: {error}{why}") from error
+    try:
+        params = load_parameters(folder, state.params)
+    except UserError as error:
+        why = f": {', '.join(differing)}" if differing else ""
+        raise UserError(f"--from-run {folder}: {error}{why}") from error
     state = state.replace(params=params)
     if hasattr(state, "target_params"):
         state = state.replace(target_params=jax.tree.map(jax.numpy.copy, params))

@@ -11,6 +11,7 @@ from craftax.craftax_classic.constants import load_all_textures, load_all_textur
 from craftax.craftax_classic.renderer import make_craftax_pixel_renderer, render_craftax_symbolic
 
 from worlds.crafter.step import STATIC, pack_state, spawn_mobs, unpack_state
+from worlds.crafter.tasks import TASKS
 from worlds.crafter.view import draw_pixels
 from worlds.crafter.world import Crafter
 from worlds.world import WorldArgs
@@ -799,3 +800,83 @@ def test_the_score_is_the_number_of_achievements(raw):
     after, transition = raw["attempt"]
     assert len(set(transition.score.tolist())) > 3
     np.testing.assert_array_equal(transition.score, after.achievements.sum(-1))
+
+
+# TASKS
+PLANT = BLOCKS.index("plant")
+WHOLE = {
+    "attack cow": ("attack cow", "eat cow"),
+    "place crafting table": ("place crafting table", "make crafting table"),
+}
+
+
+def successes(name, happened, beside):
+    """Judge an episode in plain Python: what happened, and whether a plant stood beside."""
+    found, trees, garden = [], 0, []
+    for what, is_beside in zip(happened, beside, strict=True):
+        if name == "deforestation":
+            trees += what == "chop tree"
+            found.append(what == "chop tree" and trees % 5 == 0)
+        elif name == "gardening":
+            if what == ("chop grass", "chop tree", "place plant")[len(garden)]:
+                garden.append(what)
+            found.append(len(garden) == 3)
+            garden = [] if len(garden) == 3 else garden
+        elif name == "plant row":
+            found.append(what == "place plant" and is_beside)
+        else:
+            found.append(what in WHOLE.get(name, (name,)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def planted(raw):
+    """Return the states played, a plant around what is faced in half of them, and where it is."""
+    states = raw["before"]
+    draw = np.random.default_rng(0)
+    maps, beside = states.map.copy(), []
+    for i in range(T * N):
+        s = plain(states, i)
+        cells = [(s.ahead[0] + y, s.ahead[1] + x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+        around = [c for c in cells if c != s.ahead and min(c) >= 0 and max(c) < 64]
+        if i % 2:
+            maps[i][around[draw.integers(len(around))]] = PLANT
+        beside.append(any(maps[i][cell] == PLANT for cell in around))
+    return states.replace(map=maps), beside
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_judge_agrees_with_plain_python(raw, planted, name):
+    """One stream of what truly happened, and one in which what the task is about is frequent."""
+    states, beside = planted
+    task, draw = TASKS[name], np.random.default_rng(1)
+    about = [*WHOLE.get(name, (name,)), *task.subgoals, "drink water"]
+    about = [ATTEMPT.captions.index(what) for what in about if what in ATTEMPT.captions]
+    real = raw["effect"][1].caption
+    often = np.where(draw.random(T * N) < 0.5, draw.choice(about, T * N), 0).astype(np.int32)
+
+    @jax.jit
+    def judge(effects):
+        def step(memory, inputs):
+            return task.judge(ATTEMPT, memory, *inputs)
+
+        return jax.lax.scan(step, jnp.int32(0), (effects, states, states))[1]
+
+    for effects in (real, often):
+        happened = [ATTEMPT.captions[number] for number in effects]
+        np.testing.assert_array_equal(judge(effects), successes(name, happened, beside))
+    assert judge(often).sum() > 100
+
+
+def test_an_effect_is_what_truly_happened(play):
+    """It is the caption of the strict regime, whichever regime the world has."""
+    before, action = play["before"], play["action"]
+    after, strict = play["effect"]
+    for world in (ATTEMPT, EFFECT):
+        effects = jax.jit(jax.vmap(world.effect))(before, action, after)
+        np.testing.assert_array_equal(effects, strict.caption)
+    base_action, after_base, tried = play["base"]
+    effects = jax.jit(jax.vmap(BASE.effect))(before, base_action, after_base)
+    kept = effects == tried.caption
+    assert kept.any() and not kept.all() and not effects[~kept].any()
+    assert (play["attempt"][1].caption != strict.caption).any()

@@ -460,7 +460,7 @@ def test_evaluations_during_the_training_change_nothing_and_are_resumed(monkeypa
     assert_equal_trees(state.params, resumed.params)
     assert [{**line, "scenes": 0} for line in lines] == [{**x, "scenes": 0} for x in plain_lines]
     evaluations = read_evaluations(tmp_path / "often")
-    assert [line["env_steps"] for line in evaluations] == [64, 128, 192]
+    assert [line["env_steps"] for line in evaluations] == [0, 64, 128, 192]
     assert evaluations == read_evaluations(tmp_path / "killed")
     assert all(line["episodes"] == 3 and "toy_score" in line for line in evaluations)
 
@@ -487,9 +487,9 @@ def test_film_and_evaluation_show_what_happened(monkeypatch, tmp_path):
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {
         "config.json", "metrics.jsonl", "summary.json", "checkpoints", "film.gif", "curve.png"
     }  # fmt: skip
-    policy, service, state = evaluate.load_run(ellm_ppo, tmp_path / "run")
-    statistics, shown = play(policy, service, state.params, 3, jax.random.key(5))
-    again, _ = play(policy, service, state.params, 3, jax.random.key(5))
+    policy, service, params = evaluate.load_run(ellm_ppo, tmp_path / "run")
+    statistics, shown = play(policy, service, params, 3, jax.random.key(5))
+    again, _ = play(policy, service, params, 3, jax.random.key(5))
     assert statistics == again
     frames = film_frames(world, service.goals, shown)
     assert 1 <= len(frames) <= world.max_episode_steps

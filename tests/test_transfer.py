@@ -11,7 +11,14 @@ import ellm_ppo
 from lab.errors import UserError
 from lab.transfer import take_parameters, trainable
 from tests.toy.world import ToyWorld
-from tests.training import assert_equal_trees, make_args, open_script, train, train_with_a_break
+from tests.training import (
+    assert_equal_trees,
+    count_programs,
+    make_args,
+    open_script,
+    train,
+    train_with_a_break,
+)
 
 SCRIPTS = {"ppo": ellm_ppo, "dqn": ellm_dqn}
 FIELDS = {"goal_source": "oracle", "total_timesteps": 128, "checkpoint_every": 1}
@@ -71,6 +78,14 @@ def test_it_resumes_bit_for_bit(monkeypatch, pretrained, tmp_path):
     _, broken, broken_lines = train_with_a_break(*run, "broken", **fields)
     assert_equal_trees(whole.params, broken.params)
     assert lines == broken_lines
+
+
+def test_nothing_is_compiled_after_the_first_update(monkeypatch, pretrained, tmp_path):
+    script, folder, _ = pretrained
+    fields = {**FIELDS, "total_timesteps": 256, "script": script}
+    fields["from_run"] = str(folder / "first")
+    counts = count_programs(monkeypatch, ToyWorld(), tmp_path, "run", **fields)
+    assert counts[0] > 0 and len(set(counts)) == 1
 
 
 @pytest.mark.parametrize(

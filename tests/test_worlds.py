@@ -18,6 +18,7 @@ ARGS = {
     "crafter": WorldArgs(),
     "crafter-pixels": WorldArgs("crafter", "base", "effect", "craftax", "pixels", 9),
     "crafter-frames": WorldArgs(observation="frames"),
+    "crafter-task": WorldArgs(task="plant row", task_reward="each"),
     "housekeep": WorldArgs("housekeep"),
     "housekeep-pixels": WorldArgs("housekeep", observation="pixels", task="test:3"),
     "toy": WorldArgs(f"{TOY}:ToyWorld"),
@@ -241,7 +242,10 @@ def test_each_option_that_is_given_is_taken():
     assert isinstance(make_world(ARGS["crafter-frames"]), FrameStack)
     house = make_world(ARGS["housekeep-pixels"])
     assert (house.task, house.observation_shape[-1]) == ("test:3", 3)
-    given = [asdict(ARGS[name]).items() for name in ("crafter-pixels", "housekeep-pixels")]
+    given = [
+        asdict(ARGS[name]).items()
+        for name in ("crafter-pixels", "crafter-task", "housekeep-pixels")
+    ]
     given = {name for items in given for name, value in items if value is not None}
     added = set(asdict(WorldArgs())) - given - {"placements"}  # a file, see test_housekeep.py
     assert not added, "an option was added: give it here"

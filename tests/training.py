@@ -17,6 +17,7 @@ from goals.service import GoalService
 from lab import session
 from lab.checkpoint import Checkpoints
 from lab.compile_clock import CompileClock
+from lab.mentor import load_mentor
 from lab.run import Run, read_metrics
 from tests.helpers.table_model import PROMPT
 
@@ -93,9 +94,11 @@ def count_programs(monkeypatch, world, folder: Path, name: str, *arguments, **fi
 
 def open_script(script: ModuleType, args: Any, world: Any):
     """Return the setup and the prepared service of a script on a world."""
-    service = GoalService(world, args, seed=args.seed)
+    mentor, tables = load_mentor(getattr(args, "guide", None), world, args)
+    service = GoalService(world, args, seed=args.seed, mentor=tables)
     service.prepare()
-    return script.make_setup(args, world), service
+    guided = {"mentor": mentor} if mentor else {}
+    return script.make_setup(args, world, **guided), service
 
 
 def load_state(args, world, script=ellm_ppo):

@@ -45,17 +45,20 @@ class FrameStack(WorldWrapper):
         """Packed observations, one frame each, that make up one observation."""
         return self.num_frames
 
-    def reset(self, key: jax.Array) -> FrameStackState:
-        """Begin an episode."""
-        inner = self.world.reset(key)
-        frames = jnp.repeat(self.world.observe(inner)[..., None], self.num_frames, -1)
-        return FrameStackState(inner, frames, inner.timestep)
+    def bare(self, state: FrameStackState) -> Any:
+        """Return the state without the frames."""
+        return state.inner.replace(timestep=state.timestep)
+
+    def wrap(self, state: Any) -> FrameStackState:
+        """Return the first state of an episode: all frames are of this moment."""
+        frames = jnp.repeat(self.world.observe(state)[..., None], self.num_frames, -1)
+        return FrameStackState(state, frames, state.timestep)
 
     def step(
         self, key: jax.Array, state: FrameStackState, action: jax.Array
     ) -> tuple[FrameStackState, Transition]:
         """Take one action. Nothing is reset."""
-        inner, transition = self.world.step(key, _inner(state), action)
+        inner, transition = self.world.step(key, self.bare(state), action)
         newest = self.world.observe(inner)[..., None]
         frames = jnp.concatenate([state.frames[..., 1:], newest], -1)
         return FrameStackState(inner, frames, inner.timestep), transition
@@ -71,19 +74,3 @@ class FrameStack(WorldWrapper):
     def unpack_observation(self, packed: jax.Array) -> jax.Array:
         """Stack successive frames [..., num_frames, H, W] into [..., H, W, num_frames]."""
         return jnp.moveaxis(packed, -3, -1)
-
-    def render(self, state: FrameStackState) -> jax.Array:
-        """Return the inner world's picture for films."""
-        return self.world.render(_inner(state))
-
-    def scene(self, state: FrameStackState) -> jax.Array:
-        """Return the inner world's packed facts, uint32 [W]."""
-        return self.world.scene(_inner(state))
-
-    def oracle(self, state: FrameStackState) -> jax.Array:
-        """Return which captions make sense now, bool [C]."""
-        return self.world.oracle(_inner(state))
-
-
-def _inner(state: FrameStackState) -> Any:
-    return state.inner.replace(timestep=state.timestep)

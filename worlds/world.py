@@ -6,13 +6,16 @@ Axes: A actions, C captions, D observation, F facts, K achievements, W = ceil(F 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
 from flax import struct
 
 from lab.errors import UserError
+
+if TYPE_CHECKING:
+    from worlds.tasks import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "prompts"  # prompt files, <world>_<form>_v<k>.txt
@@ -39,8 +42,12 @@ class WorldArgs:
     """value of health, food, drink and energy below which the captions tell of it; crafter: 1 to 9,
     default 5, the paper's 9"""
     task: str | None = None
-    """housekeep: 1 to 4, the four fixed houses, or train:7, valid:7, test:7, house number 7 (any
+    """crafter: a task whose success alone is paid, such as mine stone (--task x names all);
+    housekeep: 1 to 4, the four fixed houses, or train:7, valid:7, test:7, house number 7 (any
     number) with things of that split"""
+    task_reward: str | None = None
+    """once: a task's success is paid once an episode, the default; each: every time (the
+    paper's)"""
     placements: Path | None = None
     """housekeep: people's rankings of where things belong (.npz), instead of TextWorld
     Commonsense's table"""
@@ -302,6 +309,19 @@ class EvidenceWorld(World, Protocol):
     @property
     def felt(self) -> tuple[str, ...]:
         """Those of `changing` that tell of needs (hungry, tired): what ends them may do only so."""
+        ...
+
+
+class TaskingWorld(World, Protocol):
+    """A world with tasks that --task names: see worlds/tasks.py. No other world needs this."""
+
+    @property
+    def tasks(self) -> Mapping[str, "Task"]:
+        """The tasks by name; of the class, so that a task is known before there is a world."""
+        ...
+
+    def effect(self, before: Any, action: jax.Array, after: Any) -> jax.Array:
+        """Return what an action really did, as a caption, int32 []; 0: nothing."""
         ...
 
 

@@ -1,7 +1,7 @@
 """A world in terms of another, for subclasses that change some of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from worlds.world import Guide, Transition, World
 
 @dataclass(frozen=True)
 class WorldWrapper:
-    """The contract of worlds/world.py, member by member `world`'s."""
+    """The contract of worlds/world.py, member by member `world`'s.
+
+    A subclass with states of its own says by `bare` and `wrap` what they hold.
+    """
 
     world: World
 
@@ -132,20 +135,43 @@ class WorldWrapper:
 
     @property
     def guide(self) -> Callable[[Any, jax.Array], Guide]:
-        return self.world.guide
+        find = self.world.guide  # raises AttributeError where the world does not guide
+        return lambda state, named: find(self.bare(state), named)
 
     @property
     def reset_anywhere(self) -> Callable[[jax.Array], Any]:
-        return self.world.reset_anywhere
+        begin = self.world.reset_anywhere
+        return lambda key: self.wrap(begin(key))
+
+    @property
+    def task_goals(self) -> Callable[[Any, bool], jax.Array]:
+        find = self.world.task_goals
+        return lambda state, in_parts: find(self.bare(state), in_parts)
+
+    @property
+    def task_sentence(self) -> str:
+        return self.world.task_sentence
+
+    @property
+    def in_evaluation(self) -> World:
+        return replace(self, world=self.world.in_evaluation)
+
+    def bare(self, state: Any) -> Any:
+        """Return the wrapped world's state in a state of this one, its `timestep` as here."""
+        return state
+
+    def wrap(self, state: Any) -> Any:
+        """Return this world's first state for one of the wrapped world's."""
+        return state
 
     def reset(self, key: jax.Array) -> Any:
-        return self.world.reset(key)
+        return self.wrap(self.world.reset(key))
 
     def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Transition]:
         return self.world.step(key, state, action)
 
     def observe(self, state: Any) -> jax.Array:
-        return self.world.observe(state)
+        return self.world.observe(self.bare(state))
 
     def pack_observation(self, observation: jax.Array) -> jax.Array:
         return self.world.pack_observation(observation)
@@ -154,16 +180,19 @@ class WorldWrapper:
         return self.world.unpack_observation(packed)
 
     def render(self, state: Any) -> jax.Array:
-        return self.world.render(state)
+        return self.world.render(self.bare(state))
 
     def scene(self, state: Any) -> jax.Array:
-        return self.world.scene(state)
+        return self.world.scene(self.bare(state))
 
     def describe(self, scene: np.ndarray) -> str:
         return self.world.describe(scene)
 
     def oracle(self, state: Any) -> jax.Array:
-        return self.world.oracle(state)
+        return self.world.oracle(self.bare(state))
+
+    def effect(self, before: Any, action: jax.Array, after: Any) -> jax.Array:
+        return self.world.effect(self.bare(before), action, self.bare(after))
 
     def prompt_mask(self, scope: str) -> np.ndarray:
         return self.world.prompt_mask(scope)

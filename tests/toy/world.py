@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 
 from lab.errors import UserError
+from worlds.tasks import Task, Times
 from worlds.world import Transition, WorldArgs, choose_options, mask_of
 
 HERE = Path(__file__).resolve().parent
@@ -62,6 +63,10 @@ class ToyWorld:
     held: ClassVar[frozenset[str]] = frozenset({"have key"})
     kinds: ClassVar[tuple[tuple[str, ...], ...]] = ()
     meaningful: ClassVar[frozenset[str]] = frozenset({"take key", "open door"})
+    tasks: ClassVar[dict[str, Task]] = {
+        "kick": Task("kick the wall", ("take key", "kick wall"), Times(("kick wall",))),
+        "leave": Task("open the door", ("take key", "open door"), Times(("open door",))),
+    }
 
     @classmethod
     def from_args(cls, args: WorldArgs) -> "ToyWorld":
@@ -79,9 +84,8 @@ class ToyWorld:
         takes = (action == 2) & (state.position == 0) & ~state.has_key
         opens = (action == 3) & (state.position == LENGTH - 1) & state.has_key
         after = ToyState(position, state.has_key | takes, state.open | opens, state.timestep + 1)
-        kicks = jnp.where(target != position, 3, 0)
         transition = Transition(
-            caption=jnp.where(takes, 1, jnp.where(opens, 2, kicks)).astype(jnp.int32),
+            caption=self.effect(state, action, after),
             reward=opens.astype(jnp.float32),
             terminated=opens,
             truncated=(after.timestep >= self.max_episode_steps) & ~opens,
@@ -89,6 +93,11 @@ class ToyWorld:
             achievements=jnp.stack([after.has_key, after.open]),
         )
         return after, transition
+
+    def effect(self, before: Any, action: jax.Array, after: Any) -> jax.Array:
+        kicks = (action < 2) & (before.position == after.position)
+        takes, opens = (after.has_key & ~before.has_key), (after.open & ~before.open)
+        return jnp.where(takes, 1, jnp.where(opens, 2, jnp.where(kicks, 3, 0))).astype(jnp.int32)
 
     def observe(self, state: Any) -> jax.Array:
         here = jax.nn.one_hot(state.position, LENGTH)

@@ -19,6 +19,7 @@ from worlds.crafter import words
 from worlds.crafter.guide import find_guide
 from worlds.crafter.step import (
     STATIC,
+    Front,
     advance,
     faced_nouns,
     find_effects,
@@ -29,6 +30,7 @@ from worlds.crafter.step import (
     raw_key,
     strong,
 )
+from worlds.crafter.tasks import TASKS
 from worlds.crafter.view import (
     FRAME_PIXELS,
     NUM_BITS,
@@ -100,6 +102,7 @@ class Crafter:
     prompts: ClassVar = PROMPTS
     recorded: ClassVar = RECORDED
     recipes: ClassVar = RECIPES
+    tasks: ClassVar = TASKS
     needable: ClassVar = words.NEEDABLE
     held: ClassVar = frozenset(words.HELD)
     changing: ClassVar = words.CHANGING
@@ -157,18 +160,8 @@ class Crafter:
         played = jnp.where(named == 1, jnp.asarray(tables.played)[action], 0)
         after, reward = advance(raw_key(key), state, played, front, self.params, self.spawn)
 
-        caption = jnp.asarray(tables.claimed)[action]
-        if self.action_set == "base":
-            first = jax.lax.population_count((faced & (~faced + 1)) - 1)
-            of_do = jnp.asarray(words.DO_CAPTION)[first]
-            caption = jnp.where(action == Action.DO.value, of_do, caption)
-        gained = after.inventory.sapling > state.inventory.sapling
-        effects = find_effects(state, front, gained)
-        counts = (effects >> jnp.asarray(words.CAPTION_EFFECT)[caption]) & 1
-        if self.caption_regime == "attempt":
-            present = faced | held_nouns(state.inventory) | np.uint32(1 << words.EVER)
-            counts |= (present >> jnp.asarray(words.CAPTION_NOUN)[caption]) & 1
-        caption = jnp.where(state.is_sleeping, 0, caption * counts.astype(jnp.int32))
+        is_attempt = self.caption_regime == "attempt"
+        caption = self._call(state, action, after, front, is_attempt)
 
         terminated = after.player_health <= 0
         transition = Transition(
@@ -180,6 +173,33 @@ class Crafter:
             achievements=after.achievements,
         )
         return after, transition
+
+    def effect(self, before: EnvState, action: jax.Array, after: EnvState) -> jax.Array:
+        """Return what an action really did, whatever the caption says: int32 [], a caption."""
+        return self._call(before, action, after, find_front(before), is_attempt=False)
+
+    def _call(
+        self,
+        before: EnvState,
+        action: jax.Array,
+        after: EnvState,
+        front: Front,
+        is_attempt: bool,
+    ) -> jax.Array:
+        """Return the caption of a step, int32 []: of what really happened, or was only tried."""
+        faced = faced_nouns(front)
+        caption = jnp.asarray(words.make_action_tables(self.action_set).claimed)[action]
+        if self.action_set == "base":
+            first = jax.lax.population_count((faced & (~faced + 1)) - 1)
+            of_do = jnp.asarray(words.DO_CAPTION)[first]
+            caption = jnp.where(action == Action.DO.value, of_do, caption)
+        gained = after.inventory.sapling > before.inventory.sapling
+        effects = find_effects(before, front, gained)
+        counts = (effects >> jnp.asarray(words.CAPTION_EFFECT)[caption]) & 1
+        if is_attempt:
+            present = faced | held_nouns(before.inventory) | np.uint32(1 << words.EVER)
+            counts |= (present >> jnp.asarray(words.CAPTION_NOUN)[caption]) & 1
+        return jnp.where(before.is_sleeping, 0, caption * counts.astype(jnp.int32))
 
     def observe(self, state: EnvState) -> jax.Array:
         """Return float32 [1345] (symbolic) or uint8 [63, 63, 3] (pixels), [84, 84] (frames)."""

@@ -1,0 +1,135 @@
+"""Agents that ship with the repository, and parameters of any run: python -m lab.pretrained.
+
+A shipped agent is a folder pretrained/NAME: config.json, which names the command that trained it,
+its evaluation, and params.safetensors, in half precision and without anything that could run code.
+Wherever a run is named (--from-run, --guide, --run-dir of lab.evaluate) its NAME will do.
+
+    python -m lab.pretrained --run-dir runs/mine --name ellm-crafter     ship one more
+"""
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lab.checkpoint import Checkpoints
+from lab.cli import run_cli
+from lab.errors import UserError
+from lab.ranges import Ranged
+from lab.run import SUMMARY, read_config, read_json, write_json
+
+SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
+PARAMETERS = "params.safetensors"
+KEPT = ("script", "language_model", "world", "score_name", "prompts", "vectors", "git_commit")
+ELSEWHERE = ("run_dir", "store", "track", "from_run", "guide")  # arguments that name places
+
+
+def find_run(name: str | Path, flag: str) -> Path:
+    """Return the folder of a run, or of the shipped agent of that name; flag: who names it.
+
+    Raises UserError where there is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if (SHIPPED / str(name)).is_dir():
+        return SHIPPED / str(name)
+    known = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())
+    shipped = f", or a shipped agent: {', '.join(known)}" if known else ""
+    raise UserError(f"{flag} {name} is not there: give the directory of a run{shipped}")
+
+
+def is_shipped(run_dir: Path) -> bool:
+    """Return whether a folder holds parameters alone, instead of checkpoints."""
+    return (run_dir / PARAMETERS).is_file()
+
+
+def load_parameters(run_dir: Path, like: Any) -> Any:
+    """Return a run's parameters, bit for bit; `like` has their structure, shapes and dtypes.
+
+    Raises UserError where they do not fit, naming what differs, and where there are none, or they
+    are damaged.
+    """
+    if not is_shipped(run_dir):
+        if not (run_dir / "checkpoints").is_dir():
+            raise UserError(f"{run_dir} has no checkpoints: give a run that has trained")
+        with Checkpoints(run_dir / "checkpoints") as checkpoints:
+            params = checkpoints.restore_part("params", like)
+        # As arrays that are tied to no device: else the first update, whose other arrays are not
+        # either, would be compiled twice.
+        return jax.tree.map(jnp.asarray, jax.device_get(params))
+    file = run_dir / PARAMETERS
+    try:
+        found = load_file(file)
+    except (SafetensorError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{file} is damaged ({said}): fetch it anew") from None
+    wanted = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(like)}
+    for name in [*wanted, *found]:
+        there, here = (x[name].shape if name in x else "nothing" for x in (found, wanted))
+        if there != here:
+            raise UserError(
+                f"the parameters in {file} do not fit ({name}: {there} there, {here} here)"
+            )
+    leaves = [jnp.asarray(found[name], x.dtype) for name, x in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+@dataclass(frozen=True)
+class Args(Ranged):
+    """Ship the agent of a finished run."""
+
+    run_dir: str
+    """directory of the run"""
+    name: str
+    """what it is called from now on: <kind>-<world>"""
+    out: Path = SHIPPED
+    """folder of the shipped agents"""
+
+
+def main(args: Args) -> Path:
+    """Write the folder of the agent, and return it."""
+    from lab.evaluate import find_script, load_run, load_script  # which itself reads parameters
+
+    config, folder = read_config(args.run_dir), args.out / args.name
+    script = load_script(find_script(args.run_dir))
+    policy, service, params = load_run(script, args.run_dir)
+    service.close()
+    if getattr(policy.setup.args, "evidence", False) or policy.setup.args.asks:
+        raise UserError(
+            f"{args.run_dir} goes on asking or correcting, and an agent ships without answers: "
+            "give a run of --goal-form rules or pairs without --evidence"
+        )
+    known = {field.name for field in fields(script.Args)} - set(ELSEWHERE)
+    arguments = {name: x for name, x in config["arguments"].items() if name in known}
+    default = script.Args()
+    given = {name: x for name, x in arguments.items() if x != getattr(default, name)}
+    flags = [
+        f"--no-{name.replace('_', '-')}"
+        if value is False
+        else f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in given.items()
+    ]
+    summary = read_json(Path(args.run_dir) / SUMMARY)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        jax.tree_util.keystr(path): np.asarray(x, np.float16)
+        for path, x in jax.tree.leaves_with_path(params)
+    }
+    save_file(arrays, folder / PARAMETERS)
+    record = {"command": f"python {config['script']} {shlex.join(flags)}", "arguments": arguments}
+    record |= {name: config[name] for name in KEPT if name in config}
+    write_json(folder / "config.json", record)
+    write_json(folder / SUMMARY, {"evaluation": summary.get("evaluation")})
+    size = (folder / PARAMETERS).stat().st_size / 2**20
+    print(f"{folder}: {size:.2f} MiB, trained by {record['command']}")
+    return folder
+
+
+if __name__ == "__main__":
+    run_cli(main, Args)
