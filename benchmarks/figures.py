@@ -11,15 +11,25 @@ accelerators is made of results/accelerator*.json. Statistics as rliable has the
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from scipy import stats
 
+from benchmarks.downstream_figures import downstream_summary, downstream_table, draw_downstream
 from benchmarks.origin import RESULTS, ROOT
 from benchmarks.pretraining import BIN, HOUSES, IN_HOUSES, METHODS, ROWS, UNSEEN, Group, read_rows
+from benchmarks.statistics import (
+    difference_interval,
+    format_ends,
+    format_number,
+    interval,
+    iqm,
+    markdown,
+    probability_of_improvement,
+    rounded,
+)
 from lab.cli import run_cli
 from lab.errors import UserError
 from lab.plots import (
@@ -36,7 +46,7 @@ from lab.plots import (
 )
 from lab.run import read_json, write_json, write_text
 
-RESAMPLES, POINTS = 5_000, 100  # draws of a bootstrap; points of a drawn curve
+POINTS = 100  # of a drawn curve
 
 # The panels of curves.png.
 SOURCES = (
@@ -148,50 +158,11 @@ class Args:
     """Redraw everything from the rows."""
 
     results: Path = RESULTS / "pretraining"
-    """folder of runs.jsonl, and of what is written"""
+    """folder of runs.jsonl, and of what is written; beside it lies downstream/, the rows of
+    benchmarks.downstream, if there are any"""
     pages: Path | None = None
     """folder of README.md and docs/ whose tables are rewritten; default: the repository's if the
     results are"""
-
-
-# -------------------------------------------------------------------------------------- statistics
-
-
-def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Return the interquartile mean, the mean without the lowest and the highest quarter."""
-    return stats.trim_mean(scores, 0.25, axis=axis)
-
-
-def interval(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the 95% percentile bootstrap of the interquartile mean over seeds, [S, ...].
-
-    None with one seed.
-    """
-    return _bootstrap((scores,), iqm)
-
-
-def difference_interval(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the 95% percentile bootstrap of the difference of means, None if either has one seed.
-
-    The seeds, [S] and [S'], are drawn apart.
-    """
-    return _bootstrap((x, y), lambda x, y, axis: x.mean(axis) - y.mean(axis))
-
-
-def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
-    """Return P(X > Y) over all pairs of seeds, ties counted by half."""
-    return float(((x[:, None] > y) + 0.5 * (x[:, None] == y)).mean())
-
-
-def _bootstrap(
-    samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the ends of the interval, with a fixed seed."""
-    if min(len(sample) for sample in samples) < 2:
-        return None
-    options = {"n_resamples": RESAMPLES, "axis": 0, "vectorized": True, "method": "percentile"}
-    found = stats.bootstrap(samples, statistic, **options, rng=0).confidence_interval
-    return found.low, found.high
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -228,7 +199,7 @@ def score_of(row: Mapping[str, Any]) -> str:
 def mean_of(rows: Rows, part: str, key: str) -> float | None:
     """Return the mean over seeds of a number under `part`, None where no row has it."""
     found = [row[part][key] for row in rows if row.get(part, {}).get(key) is not None]
-    return _round(np.mean(found)) if found else None
+    return rounded(np.mean(found)) if found else None
 
 
 def summarise(name: str, rows: Rows) -> dict[str, Any]:
@@ -241,20 +212,20 @@ def summarise(name: str, rows: Rows) -> dict[str, Any]:
         "total_timesteps": rows[0]["total_timesteps"],
         "seeds": [row["seed"] for row in rows],
         "number_of_seeds": len(rows),
-        "iqm": _round(iqm(final)),
-        "interval": _round(interval(final)),
-        "mean": _round(final.mean()),
-        "lowest": _round(final.min()),
-        "highest": _round(final.max()),
+        "iqm": rounded(iqm(final)),
+        "interval": rounded(interval(final)),
+        "mean": rounded(final.mean()),
+        "lowest": rounded(final.min()),
+        "highest": rounded(final.max()),
         "evaluation": {
             "achievements_per_episode": mean_of(rows, "evaluation", "achievements_per_episode"),
-            "standard_error": _round(np.linalg.norm(errors) / len(errors)) if errors else None,
+            "standard_error": rounded(np.linalg.norm(errors) / len(errors)) if errors else None,
             "episode_return": mean_of(rows, "evaluation", "episode_return"),
             "percent_of_max": mean_of(rows, "evaluation", "percent_of_max"),
             "crafter_score": mean_of(rows, "evaluation", "crafter_score"),
         },
         "first_million": {"crafter_score": mean_of(rows, "first_million", "crafter_score")},
-        "sps": _round(np.mean([row["sps"] for row in rows])),
+        "sps": rounded(np.mean([row["sps"] for row in rows])),
     }
 
 
@@ -266,18 +237,12 @@ def compare(methods: Methods) -> list[dict[str, Any]]:
             x, y = scores(methods[better]), scores(methods[worse])
             comparison = {
                 "claim": f"{better} > {worse}",
-                "probability_of_improvement": _round(probability_of_improvement(x, y)),
-                "difference_of_means": _round(x.mean() - y.mean()),
-                "interval": _round(difference_interval(x, y)),
+                "probability_of_improvement": rounded(probability_of_improvement(x, y)),
+                "difference_of_means": rounded(x.mean() - y.mean()),
+                "interval": rounded(difference_interval(x, y)),
             }
             comparisons.append(comparison)
     return comparisons
-
-
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a table as a page has it."""
-    rules = ["---"] * len(heads)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *lines))
 
 
 def method_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -289,11 +254,11 @@ def method_table(rows: Sequence[Mapping[str, Any]]) -> str:
         played = row["evaluation"]
         evaluation = ""
         if played["achievements_per_episode"] is not None:
-            error = _number(played["standard_error"], 2)
+            error = format_number(played["standard_error"], 2)
             evaluation = f"{played['achievements_per_episode']:.2f} ± {error}"
         cells = [row["method"], str(row["number_of_seeds"]), f"{row['iqm']:.2f}"]
-        cells += [_ends(row["interval"]), evaluation, _number(played["crafter_score"])]
-        lines.append([*cells, _number(played["percent_of_max"]), f"{row['sps']:,.0f}"])
+        cells += [format_ends(row["interval"]), evaluation, format_number(played["crafter_score"])]
+        lines.append([*cells, format_number(played["percent_of_max"]), f"{row['sps']:,.0f}"])
     return markdown(heads, lines) if lines else NOT_RUN
 
 
@@ -318,11 +283,11 @@ def standard_table(rows: Sequence[Mapping[str, Any]]) -> str:
         source = f"ours, {row['number_of_seeds']} seed{'s' * (row['number_of_seeds'] > 1)}"
         numbers = (played["episode_return"], played["percent_of_max"], score)
         cells = [f"**{row['method']}**", source, f"{row['total_timesteps'] / 1e6:g}M"]
-        cells += [*map(_number, numbers), _number(played["crafter_score"])]
+        cells += [*map(format_number, numbers), format_number(played["crafter_score"])]
         lines.append((score, played["percent_of_max"], cells))
     for row in PUBLISHED:
         numbers = (row.reward, row.percent_of_max, row.crafter_score)
-        cells = [row.agent, row.source, row.env_steps, *map(_number, numbers), ""]
+        cells = [row.agent, row.source, row.env_steps, *map(format_number, numbers), ""]
         lines.append((row.crafter_score, row.percent_of_max, cells))
     lines.sort(key=lambda line: (-(line[0] or 0.0), -(line[1] or 0.0)))
     return markdown(heads, [cells for *_, cells in lines]) if rows else NOT_RUN
@@ -342,8 +307,11 @@ def houses_table(methods: Methods) -> str:
             by_seed = np.array([np.mean([played[seed] for played in found]) for seed in seeds])
             numbers = sorted({len(played) for played in found if played})
             cells = [f"`{name}`", " or ".join(map(str, numbers))]
-            cells += [_number(mean, 2) for mean in means]
-            cells += [_number(by_seed.mean(), 2) if seeds else "", _ends(_round(interval(by_seed)))]
+            cells += [format_number(mean, 2) for mean in means]
+            cells += [
+                format_number(by_seed.mean(), 2) if seeds else "",
+                format_ends(rounded(interval(by_seed))),
+            ]
             lines.append((np.mean([mean for mean in means if mean is not None]), cells))
     heads = ("method", "seeds", *(f"task {task}" for task in HOUSES), "mean", "95% interval")
     lines.sort(key=lambda line: -line[0])
@@ -357,8 +325,8 @@ def unseen_table(methods: Methods) -> str:
         found = [_played(methods.get(f"unseen{n}-{name}", [])) for n in range(len(UNSEEN))]
         means = np.array([np.mean(list(played.values())) for played in found if played])
         if len(means):
-            ends = _ends(_round(interval(means)))
-            cells = [f"`{name}`", str(len(means)), _number(means.mean(), 2), ends]
+            ends = format_ends(rounded(interval(means)))
+            cells = [f"`{name}`", str(len(means)), format_number(means.mean(), 2), ends]
             cells.append(f"{means.min():.2f} to {means.max():.2f}")
             lines.append((means.mean(), cells))
     heads = ("method", "houses", "success", "95% interval", "lowest to highest")
@@ -378,7 +346,7 @@ def claims_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
             row["claim"],
             f"{row['probability_of_improvement']:.2f}",
             f"{row['difference_of_means']:+.2f}",
-            _ends(row["interval"]),
+            format_ends(row["interval"]),
         )
         for row in comparisons
     ]
@@ -406,7 +374,7 @@ def accelerator_table(files: Iterable[Path]) -> str:
 
 
 def all_tables(
-    table: Mapping[str, Any], accelerators: Iterable[Path], houses: Methods
+    table: Mapping[str, Any], accelerators: Iterable[Path], houses: Methods, tasks: Rows = ()
 ) -> dict[str, str]:
     """Return every table that a page may ask for, by name."""
     groups = {group: [] for group in get_args(Group)}
@@ -420,6 +388,8 @@ def all_tables(
         "accelerator": accelerator_table(accelerators),
         "housekeep": houses_table(houses),
         "unseen": unseen_table(houses),
+        "downstream": downstream_table(tasks),
+        "downstream-summary": downstream_summary(tasks),
     }
 
 
@@ -450,25 +420,6 @@ def fill_tables(page: Path, tables: Mapping[str, str]) -> None:
     filled = marked.sub(lambda match: f"{match[1]}{tables[match[2]]}\n{match[3]}", text)
     if filled != text:
         write_text(page, filled)
-
-
-def _round(value: Any) -> Any:
-    """Return plain floats of four digits; None stays."""
-    if value is None:
-        return None
-    if isinstance(value, tuple):
-        return [_round(item) for item in value]
-    return round(float(value), 4)
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    """Return a number as it is read, "" for None."""
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _ends(interval: list[float] | None) -> str:
-    """Return an interval as it is read."""
-    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
 def _range(row: Mapping[str, Any]) -> str:
@@ -631,7 +582,11 @@ def main(args: Args) -> None:
         pages = ROOT
     if pages is not None:
         accelerators = RESULTS.glob("accelerator*.json")
-        tables = all_tables(table, accelerators, {name: methods[name] for name in houses})
+        downstream = args.results.parent / "downstream"
+        tasks = read_rows(downstream)
+        draw_downstream(tasks, downstream / "tasks.png")
+        of_houses = {name: methods[name] for name in houses}
+        tables = all_tables(table, accelerators, of_houses, tasks)
         for page in (pages / "README.md", *sorted((pages / "docs").glob("*.md"))):
             fill_tables(page, tables)
 

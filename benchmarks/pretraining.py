@@ -15,10 +15,11 @@ instances share the work: each takes the next run that no other one is at. Give 
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -31,7 +32,7 @@ from lab.cli import run_cli
 from lab.errors import UserError
 from lab.metrics import score_key
 from lab.ranges import Ranged, Seed
-from lab.run import SUMMARY, read_config, read_json, read_metrics, write_text
+from lab.run import SUMMARY, read_config, read_evaluations, read_json, read_metrics, write_text
 
 ROWS = "runs.jsonl"
 BIN = 20_000  # env steps of one point of a curve
@@ -49,9 +50,9 @@ HOUSE_STEPS = 4 * MILLION
 
 
 class Method(NamedTuple):
-    """What is run, after `python`, and how often."""
+    """What is run, after `python`, and how often; group: of this comparison, or another one's."""
 
-    group: Group
+    group: str
     command: tuple[str, ...]
     seeds: tuple[int, ...] = (1, 2, 3)
     total_timesteps: int = MILLION
@@ -236,9 +237,11 @@ def final(lines: Lines, score: str) -> dict[str, Any]:
     return {score: mean(window, itemgetter(score)), "success_rates": rates}
 
 
-def make_row(name: str, seed: int, run_dir: Path) -> dict[str, Any]:
-    """Return all that is kept of a finished run."""
-    method, summary = METHODS[name], read_json(run_dir / SUMMARY)
+def make_row(
+    name: str, seed: int, run_dir: Path, methods: Mapping[str, Method] | None = None
+) -> dict[str, Any]:
+    """Return all that is kept of a finished run; methods: default: those of this comparison."""
+    method, summary = (methods or METHODS)[name], read_json(run_dir / SUMMARY)
     config, lines = read_config(run_dir), read_metrics(run_dir)
     steps, score = config["arguments"]["total_timesteps"], score_key(config["score_name"])
     command = ["python", *method.command, "--seed", str(seed), "--total-timesteps", str(steps)]
@@ -252,6 +255,7 @@ def make_row(name: str, seed: int, run_dir: Path) -> dict[str, Any]:
         "score": score,
         "curve": learning_curve(lines, score),
         "final": final(lines, score),
+        **_evaluations(run_dir, score),
         **{key: summary[key] for key in REPORTED if key in summary},
         "git_commit": config["git_commit"],
         "git_dirty": config["git_dirty"],
@@ -285,6 +289,13 @@ def append_row(row: Mapping[str, Any], results: Path) -> bool:
     return is_new
 
 
+def _evaluations(run_dir: Path, score: str) -> dict[str, Any]:
+    """Return the held-out evaluations during the training, {} where there were none."""
+    found = read_evaluations(run_dir)
+    names = ("env_steps", score, "episodes")
+    return {"evaluations": {name: [x[name] for x in found] for name in names}} if found else {}
+
+
 # RUNS
 @contextmanager
 def claim(run_dir: Path) -> Iterator[bool]:
@@ -302,9 +313,8 @@ def claim(run_dir: Path) -> Iterator[bool]:
         lock.release()
 
 
-def train(name: str, seed: int, run_dir: Path) -> int:
+def train(method: Method, seed: int, run_dir: Path) -> int:
     """Train one method to the end in a process of its own; return its exit code."""
-    method = METHODS[name]
     flags = ["--seed", str(seed), "--total-timesteps", str(method.total_timesteps)]
     flags += ["--run-dir", str(run_dir), "--store", f"{run_dir}.sqlite", "--no-film"]
     return subprocess.run([sys.executable, *method.command, *flags], cwd=ROOT).returncode
@@ -316,9 +326,14 @@ def is_finished(run_dir: Path) -> bool:
     return summary.exists() and "evaluation" in read_json(summary)
 
 
-def run(name: str, seed: int, args: Args) -> bool:
-    """Train what is not finished and record it; return whether that worked."""
-    run_dir, run_name = args.runs.resolve() / f"{name}-s{seed}", f"{name}, seed {seed}"
+def run(name: str, seed: int, args: Any, methods: Mapping[str, Method] | None = None) -> bool:
+    """Train what is not finished and record it; return whether that worked.
+
+    args: with `runs` and `results`; methods: default: those of this comparison.
+    """
+    methods = methods or METHODS
+    folder = "-".join(re.findall(r"[\w.]+", name))
+    run_dir, run_name = args.runs.resolve() / f"{folder}-s{seed}", f"{name}, seed {seed}"
     recorded = {(row["method"], row["seed"]) for row in read_rows(args.results)}
     if (name, seed) in recorded:
         print(f"{run_name}: {args.results / ROWS} has a row of it", flush=True)
@@ -329,22 +344,27 @@ def run(name: str, seed: int, args: Args) -> bool:
             return True
         if not is_finished(run_dir):
             print(f"{run_name}: begins", flush=True)
-            code = train(name, seed, run_dir)
+            code = train(methods[name], seed, run_dir)
             if code or not is_finished(run_dir):
                 print(f"{run_name}: failed with exit code {code}", flush=True)
                 return False
-        row = make_row(name, seed, run_dir)
+        row = make_row(name, seed, run_dir, methods)
         append_row(row, args.results)
         said = row["score"].replace("_", " ")
         print(f"{run_name}: {row['final'][row['score']]} {said}", flush=True)
     return True
 
 
-def main(args: Args) -> None:
+def run_all(runs: Iterable[tuple[str, int]], args: Any, methods: Mapping[str, Method]) -> None:
     """Run and record one after the other; exits with 1 if a run failed."""
-    worked = [run(name, seed, args) for name, seed in plan(args)]
+    worked = [run(name, seed, args, methods) for name, seed in runs]
     if not all(worked):
         sys.exit(1)
+
+
+def main(args: Args) -> None:
+    """Run and record the comparison."""
+    run_all(plan(args), args, METHODS)
 
 
 def _rounded(value: Any) -> Any:
