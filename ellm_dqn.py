@@ -566,7 +566,8 @@ def collect_step(
     guided = epsilon * args.guide_probability if advice else 0.0
     actions = choose_actions(args, values, policy_key, (epsilon - guided) / (1.0 - guided))
     if advice:
-        is_guided = jax.random.uniform(jax.random.fold_in(guide_key, 1), actions.shape) < guided
+        chance_key = jax.random.fold_in(policy_key, 1)
+        is_guided = jax.random.uniform(chance_key, actions.shape) < guided
         actions = jnp.where(is_guided, advice.probabilities.argmax(-1).astype(jnp.int32), actions)
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
@@ -859,7 +860,7 @@ def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     configure(args)
     world = make_world(args)
-    mentor, mentor_tables = load_mentor(args.guide, world, args)
+    mentor, mentor_tables = load_mentor(args.guide, world)
     setup = make_setup(args, world, mentor)
     service = GoalService(world, args, seed=args.seed, mentor=mentor_tables)
     # BEGIN DQN

@@ -147,7 +147,7 @@ class Rollout:
 
     # BEGIN PPO
     inputs: PolicyInput
-    log_probs: jax.Array  # [T, N] float32
+    log_probs: jax.Array  # [T, N] float32, of the actions by what acted: with a guide the mixture
     values: jax.Array  # [T, N] float32
     # END PPO
     scenes: jax.Array
@@ -704,7 +704,7 @@ def main(args: Args) -> dict[str, Any]:
     """Train, evaluate and report; return the content of summary.json."""
     configure(args)
     world = make_world(args)
-    mentor, mentor_tables = load_mentor(args.guide, world, args)
+    mentor, mentor_tables = load_mentor(args.guide, world)
     setup = make_setup(args, world, mentor)
     service = GoalService(world, args, seed=args.seed, mentor=mentor_tables)
     # BEGIN PPO

@@ -1,9 +1,10 @@
 """Measure what pretraining is for, task by task and way by way: python -m benchmarks.downstream.
 
-Each run learns one task, from scratch, from the parameters of a shipped agent (tuned), exploring by
-it (guided), or with a language model's goals besides (bonus). Every run is evaluated in held-out
-worlds before its first update and every 25,000 env steps. Rows go to results/downstream/runs.jsonl,
-from which benchmarks.figures draws; stopping and sharing the work are as in benchmarks.pretraining:
+Each run learns one task: from scratch, from the parameters of a shipped agent (tuned), exploring by
+it (guided), or paid a language model's goals, too, from scratch (bonus) or not (both). Every run is
+evaluated in held-out worlds before its first update and every 24,576 env steps. Rows go to
+results/downstream/runs.jsonl, from which benchmarks.figures draws; stopping and sharing the work
+are as in benchmarks.pretraining:
 
     taskset -c 0 python -m benchmarks.downstream
     python -m benchmarks.downstream --tasks "mine stone" --ways scratch tuned-ellm --seeds 1 2
@@ -19,26 +20,36 @@ from lab.errors import UserError
 from lab.ranges import Ranged, Seed
 from worlds.crafter.tasks import TASKS
 
-STEPS, EVERY = 300_000, 25_000  # env steps of a run, and between its evaluations
+# Env steps of a run, and between its evaluations: whole updates, the last of them evaluated.
+STEPS, EVERY = 8 * 24_576, 24_576
 SEEDS = (1, 2, 3, 4, 5)
-PPO, DQN, PLAIN = ("ellm_ppo.py",), ("ellm_dqn.py",), ("-m", "baselines.ppo")
+PPO = ("ellm_ppo.py",)
 HARD = ("mine stone", "make stone pickaxe", "mine coal", "place furnace")
-TUNED = ("--learning-rate", "3e-4")
-BONUS = ("--goal-source", "llm", "--extrinsic-coef", "10")
 
-WAYS = {  # in the order of their worth; a policy without goals is of the baselines' script
+
+def tuned(agent: str, source: str) -> tuple[str, ...]:
+    """Return the command that goes on from an agent, which reads its goals; the task alone pays."""
+    pays = ("--goal-source", source, "--goal-coef", "0", "--extrinsic-coef", "1")
+    return (*PPO, "--from-run", agent, *pays, "--learning-rate", "1e-4")
+
+
+def guided(agent: str) -> tuple[str, ...]:
+    """Return the command that explores by an agent; the task alone pays."""
+    return (*PPO, "--guide", agent)
+
+
+GOALS_TOO = ("--goal-source", "llm", "--extrinsic-coef", "10")  # goals and the task pay
+WAYS = {  # in the order of their worth
     "scratch": PPO,
-    "tuned-ellm": (*PPO, "--from-run", "ellm-crafter", *TUNED),
-    "guided-ellm": (*PPO, "--guide", "ellm-crafter"),
-    "tuned-novelty": (*PPO, "--from-run", "novelty-crafter", *TUNED),
-    "guided-novelty": (*PPO, "--guide", "novelty-crafter"),
-    "tuned-oracle": (*PPO, "--from-run", "oracle-crafter", *TUNED),
-    "guided-oracle": (*PPO, "--guide", "oracle-crafter"),
-    "bonus-ellm": (*PPO, *BONUS),
-    "tuned-rnd": (*PLAIN, "--from-run", "rnd-crafter", *TUNED),
-    "guided-rnd": (*PPO, "--guide", "rnd-crafter"),
-    "tuned-apt": (*PLAIN, "--from-run", "apt-crafter", *TUNED),
-    "guided-apt": (*PPO, "--guide", "apt-crafter"),
+    "tuned-ellm": tuned("ellm-crafter", "llm"),
+    "guided-ellm": guided("ellm-crafter"),
+    "tuned-novelty": tuned("novelty-crafter", "novelty"),
+    "both-ellm": (*PPO, "--from-run", "ellm-crafter", *GOALS_TOO, "--learning-rate", "3e-4"),
+    "guided-novelty": guided("novelty-crafter"),
+    "bonus-ellm": (*PPO, *GOALS_TOO),
+    "tuned-oracle": tuned("oracle-crafter", "oracle"),
+    "guided-oracle": guided("oracle-crafter"),
+    "scratch-1e-4": (*PPO, "--learning-rate", "1e-4"),
 }
 
 
@@ -81,7 +92,7 @@ def plan(args: Args) -> list[tuple[str, int]]:
             raise UserError(f"{flag} {unknown[0]!r} is unknown: choose of {', '.join(known)}")
     wanted = {method_name(task, way) for task in args.tasks or TASKS for way in args.ways or WAYS}
     seeds = [seed for seed in SEEDS if seed in (args.seeds or SEEDS)]
-    if not seeds:
+    if set(args.seeds) - set(SEEDS):
         raise UserError(f"--seeds: choose of {', '.join(map(str, SEEDS))}")
     return [(name, seed) for seed in seeds for name in METHODS if name in wanted]
 

@@ -1,8 +1,8 @@
 """The tables and the picture of benchmarks.downstream, which benchmarks.figures puts into pages.
 
 A score of a run is the mean of its held-out success rates over all evaluations (the area under its
-curve, from 0 to 1). Over tasks: interquartile mean of all tasks and seeds, 95% bootstrap over
-seeds, those of each task drawn apart. S seeds, K tasks, P evaluations.
+curve, from 0 to 1). Over the hard tasks: interquartile mean of all tasks and seeds that all tasks
+have, 95% bootstrap over seeds, those of each task drawn apart. S seeds, K tasks, P evaluations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,10 @@ from worlds.crafter.tasks import TASKS
 
 Rows = Sequence[Mapping[str, Any]]
 STYLES = {
-    **{"scratch": (6, 0), "bonus-ellm": (5, 0)},
+    **{"scratch": (6, 0), "scratch-1e-4": (6, 2), "bonus-ellm": (5, 1), "both-ellm": (5, 0)},
     **{"tuned-ellm": (0, 0), "guided-ellm": (0, 1)},
     **{"tuned-oracle": (4, 0), "guided-oracle": (4, 1)},
     **{"tuned-novelty": (2, 0), "guided-novelty": (2, 1)},
-    **{"tuned-rnd": (1, 0), "guided-rnd": (1, 1), "tuned-apt": (3, 0), "guided-apt": (3, 1)},
 }
 COLUMNS = 3  # of the picture
 
@@ -38,7 +37,8 @@ COLUMNS = 3  # of the picture
 def curves(rows: Rows, task: str, way: str) -> tuple[np.ndarray, np.ndarray]:
     """Return env steps [P] and the success rates of each seed there, [S, P]; empty without rows."""
     name = method_name(task, way)
-    found = [row["evaluations"] for row in rows if row["method"] == name]
+    rows = sorted((row for row in rows if row["method"] == name), key=lambda row: row["seed"])
+    found = [row["evaluations"] for row in rows]
     if not found:
         return np.zeros(0), np.zeros((0, 0))
     return (
@@ -83,7 +83,8 @@ def downstream_summary(rows: Rows) -> str:
         if len(found) < len(HARD):
             continue
         num_seeds = min(len(rates) for _, rates in found.values())
-        areas = np.stack([rates[:num_seeds].mean(1) for _, rates in found.values()], 1)
+        found = {task: (steps, rates[:num_seeds]) for task, (steps, rates) in found.items()}
+        areas = np.stack([rates.mean(1) for _, rates in found.values()], 1)
         first, last = (
             np.mean([rates[:, at].mean() for _, rates in found.values()]) for at in (0, -1)
         )

@@ -100,7 +100,7 @@ class GoalArgs(TextArgs):
     similarity_threshold: Cosine = 0.99
     """cosine above which a caption fulfils a goal (the paper's T)"""
     goal_coef: Weight = 1.0
-    """weight of the goals' reward; 0: goals are read, but only the game's own reward is paid"""
+    """weight of all that is paid for goals; 0: they are read, but --extrinsic-coef alone pays"""
     extrinsic_coef: Weight = 0.0
     """weight of the game's own reward, or the task's, beside the goals'"""
     wrong_reward: Penalty = 0.0

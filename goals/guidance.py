@@ -24,6 +24,15 @@ def check_guide(args: GoalArgs, world: World) -> None:
             f"--goal-head {args.goal_head} needs goals that are captions, and --goal-source "
             f"{args.goal_source} has none: give --goal-head none"
         )
+    if args.goal_source == "task" and (args.approach_coef or args.discovery_coef):
+        raise UserError(
+            "--goal-source task pays the task alone: give --approach-coef 0 --discovery-coef 0"
+        )
+    if args.goal_source == "task" and args.guides and args.task_goals != "parts":
+        raise UserError(
+            "--goal-view and --goal-head need goals that are captions, and a task's sentence is "
+            "none: give --task-goals parts"
+        )
     if args.guides and not hasattr(world, "guide"):
         flags = "--no-goal-view --goal-head none --approach-coef 0 --discovery-coef 0"
         raise UserError(f"world {world.name} does not tell where goals are: give {flags}")
@@ -96,8 +105,9 @@ def guide_rewards(
 
     For coming nearer the potential-based shaping of Ng et al. (1999), gamma F(s') - F(s) with F the
     nearness of the goals, 0 where the episode is over: it changes no policy's rank. And so much for
-    whatever is newly found. guides: of the states acted in, [T, N]; following: of those after the
-    last step, [N]; last: of those that the time limit cut, [N]; terminated, truncated: [T, N] bool.
+    whatever is newly found; all of it times --goal-coef. guides: of the states acted in, [T, N];
+    following: of those after the last step, [N]; last: of those that the time limit cut, [N];
+    terminated, truncated: [T, N] bool.
     """
 
     def after(now: jax.Array, then: jax.Array, cut: jax.Array) -> jax.Array:
@@ -106,4 +116,4 @@ def guide_rewards(
     nearness = after(guides.nearness, following.nearness, last.nearness) * ~terminated
     found = after(guides.found, following.found, last.found) - guides.found
     rewards = args.approach_coef * (gamma * nearness - guides.nearness)
-    return rewards + args.discovery_coef * found * ~terminated
+    return args.goal_coef * (rewards + args.discovery_coef * found * ~terminated)

@@ -57,6 +57,11 @@ class SceneTables:
             self.goals.append(goal)
         return self._goal_ids[goal]
 
+    def add_sentence(self, sentence: str) -> None:
+        """Enter a goal under a number of its own, even if a caption says the same."""
+        self._goal_ids.setdefault(sentence, len(self.goals))
+        self.goals.append(sentence)
+
     def add_goals(self, scene: np.ndarray, goals: Sequence[str] | None) -> None:
         """Enter the goals of a scene [W] uint32; None: nobody has answered."""
         row = self.goal_index.add(scene)

@@ -114,7 +114,7 @@ class GoalService:
         if self.args.text_observation == "caption":
             self._scenes.size_texts(self.embedding_size)
         if self.source == "task":
-            self._scenes.goal_id(self.world.task_sentence)  # the goal after all captions
+            self._scenes.add_sentence(self.world.task_sentence)  # the goal after all captions
         self._renew()
 
     def _rehearse(self) -> None:
@@ -478,6 +478,15 @@ def _check(args: GoalArgs, world: World) -> None:
             "--extrinsic-coef adds the game's reward to that of goals, and --goal-source "
             f"{args.goal_source} pays none: leave it out"
         )
+    if not args.goal_coef and not args.extrinsic_coef:
+        raise UserError("--goal-coef 0 pays goals nothing: give --extrinsic-coef 1, what is paid")
+    if not args.pays_goals and args.goal_coef != 1.0:
+        raise UserError(
+            f"--goal-coef weighs the reward of goals, and --goal-source {args.goal_source} pays "
+            "none: leave it out"
+        )
+    if args.task_goals == "parts" and args.goal_source != "task":
+        raise UserError("--task-goals parts is of a task: give --task and --goal-source task")
     if args.goal_source == "task" and not hasattr(world, "task_sentence"):
         raise UserError("--goal-source task needs a task of the world: give --task, such as x")
     if args.goal_source == "llm" and args.goal_form == "pairs":

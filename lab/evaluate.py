@@ -103,7 +103,7 @@ def load_run(
     recorded = config["arguments"]
     names = {field.name for field in dataclasses.fields(script.Args)}
     args = script.Args(**{name: value for name, value in recorded.items() if name in names})
-    args = dataclasses.replace(args, store=store or args.store)
+    args = dataclasses.replace(args, store=store or args.store, fine_tune="all")
     if getattr(args, "goal_source", None) == "llm" and not args.tracks_goals:
         llm = config["language_model"] if args.llm_url else args.llm
         offline = {"llm": llm, "llm_url": None, "resolve": "replay", "on_missing": "no-goals"}

@@ -5,7 +5,7 @@ episodes. N envs, A actions, G goals of the guide.
 """
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -19,9 +19,8 @@ from lab.errors import UserError
 from lab.evaluate import find_script, load_run, load_script
 from lab.play import Moment
 from lab.pretrained import find_run
-from worlds import make_world
-from worlds.tasks import without_task
-from worlds.world import World, WorldArgs
+from worlds.tasks import bare_world, without_task
+from worlds.world import World
 
 
 @struct.dataclass
@@ -76,20 +75,22 @@ class Mentor:
         return reward_step(mentor.tables, threshold, advice.suggested, reached, names)[1]
 
 
-def load_mentor(run: str | None, world: World, args: WorldArgs) -> tuple[Mentor, MentorTables]:
+def load_mentor(run: str | None, world: World) -> tuple[Mentor | None, MentorTables | None]:
     """Return the guide that --guide names, and its arrays; two times None without one.
 
-    world, args: the learner's. Raises UserError where there is no such run, or it lives in another
+    world: the learner's. Raises UserError where there is no such run, or it lives in another
     world or asks for what nobody can tell it here.
     """
     if run is None:
         return None, None
     folder = find_run(run, "--guide")
     script = load_script(find_script(folder))
+    if not hasattr(script, "propose"):
+        raise UserError(f"--guide {run} was trained by {script.__file__}, which has no `propose`")
     policy, service, params = load_run(script, folder)
-    setup, tables = policy.setup, service.tables
+    setup, tables = policy.setup, service.evaluation_tables
     service.close()
-    if setup.world not in (world, make_world(replace(args, task=None, task_reward=None))):
+    if setup.world not in (world, bare_world(world)):
         raise UserError(f"--guide {run} is of another world: {setup.world!r} there, {world!r} here")
     if setup.args.asks:
         raise UserError(
@@ -108,18 +109,17 @@ def begin_reached(mentor: MentorTables | None, num_envs: int) -> jax.Array:
 def mix(logits: jax.Array, advice: Advice, share: jax.Array) -> jax.Array:
     """Return the log-probabilities [N, A] of a policy of which the guide acts a `share`.
 
-    b(a|s) = (1 - share) softmax(logits) + share guide(a|s): what a probability ratio is taken to
-    when the learner acts so (Precup et al., 2000); the mixture of policies is probabilistic policy
-    reuse (Fernandez and Veloso, 2006).
+    b(a|s) = (1 - share) softmax(logits) + share guide(a|s), a mixture as in policy reuse (Fernandez
+    and Veloso, 2006).
     """
     return jnp.log((1.0 - share) * jax.nn.softmax(logits) + share * advice.probabilities)
 
 
 def checksum(mentor: MentorTables | None) -> int | None:
-    """Return a number that tells the guide's parameters from any others."""
+    """Return a number that tells a guide, its parameters and its rules, from any other."""
     if mentor is None:
         return None
     total = 0
-    for leaf in jax.tree.leaves(jax.device_get(mentor.params)):
+    for leaf in jax.tree.leaves(jax.device_get(mentor)):
         total = zlib.crc32(np.ascontiguousarray(leaf), total)
     return total

@@ -7,6 +7,7 @@ Wherever a run is named (--from-run, --guide, --run-dir of lab.evaluate) its NAM
     python -m lab.pretrained --run-dir runs/mine --name ellm-crafter     ship one more
 """
 
+import re
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,16 +19,18 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from goals.sources import find_recorded
 from lab.checkpoint import Checkpoints
-from lab.cli import run_cli
+from lab.cli import parse, run_cli
 from lab.errors import UserError
 from lab.ranges import Ranged
 from lab.run import SUMMARY, read_config, read_json, write_json
+from worlds.world import World
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
 PARAMETERS = "params.safetensors"
 KEPT = ("script", "language_model", "world", "score_name", "prompts", "vectors", "git_commit")
-ELSEWHERE = ("run_dir", "store", "track", "from_run", "guide")  # arguments that name places
+OF_THE_RUN = ("run_dir", "store", "track", "film")  # arguments that say nothing of the agent
 
 
 def find_run(name: str | Path, flag: str) -> Path:
@@ -76,6 +79,8 @@ def load_parameters(run_dir: Path, like: Any) -> Any:
             raise UserError(
                 f"the parameters in {file} do not fit ({name}: {there} there, {here} here)"
             )
+        if found[name].dtype != np.float16 or not np.isfinite(found[name]).all():
+            raise UserError(f"{file} is damaged ({name} is not of finite float16): fetch it anew")
     leaves = [jnp.asarray(found[name], x.dtype) for name, x in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -92,37 +97,57 @@ class Args(Ranged):
     """folder of the shipped agents"""
 
 
+def _check_ships(args: Any, world: World, run_dir: str) -> None:
+    """Raise UserError where an agent needs what does not ship with it."""
+    if getattr(args, "evidence", False) or args.asks:
+        raise UserError(
+            f"{run_dir} goes on asking or correcting, and an agent ships without answers: "
+            "give a run of --goal-form rules or pairs without --evidence"
+        )
+    asked = getattr(args, "goal_source", None) == "llm" and args.tracks_goals
+    if asked and args.goal_form not in find_recorded(world, args.llm):
+        raise UserError(f"the answers of {args.llm} do not ship: record them (goals.record) first")
+    for name in ("prompt", "placements", "from_run", "guide", "llm", "sentence_encoder"):
+        value = getattr(args, name, None)
+        if value is not None and (Path(value).is_absolute() or Path(value).exists()):
+            flag = f"--{name.replace('_', '-')} {value}"
+            raise UserError(f"{run_dir} needs {flag}, a file that does not ship with it")
+
+
 def main(args: Args) -> Path:
     """Write the folder of the agent, and return it."""
     from lab.evaluate import find_script, load_run, load_script  # which itself reads parameters
 
     config, folder = read_config(args.run_dir), args.out / args.name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", args.name) or folder.exists():
+        raise UserError(f"--name {args.name}: give a new one of small letters, digits, - and .")
+    if not (Path(args.run_dir) / SUMMARY).is_file():
+        raise UserError(f"{args.run_dir} is not finished: let it go on first")
     script = load_script(find_script(args.run_dir))
     policy, service, params = load_run(script, args.run_dir)
     service.close()
-    if getattr(policy.setup.args, "evidence", False) or policy.setup.args.asks:
-        raise UserError(
-            f"{args.run_dir} goes on asking or correcting, and an agent ships without answers: "
-            "give a run of --goal-form rules or pairs without --evidence"
-        )
-    known = {field.name for field in fields(script.Args)} - set(ELSEWHERE)
-    arguments = {name: x for name, x in config["arguments"].items() if name in known}
-    default = script.Args()
-    given = {name: x for name, x in arguments.items() if x != getattr(default, name)}
-    flags = [
-        f"--no-{name.replace('_', '-')}"
-        if value is False
-        else f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
-        for name, value in given.items()
-    ]
+    _check_ships(policy.setup.args, policy.setup.world, args.run_dir)
+    names = [field.name for field in fields(script.Args) if field.name not in OF_THE_RUN]
+    arguments = {name: x for name, x in config["arguments"].items() if name in names}
+    # What decides the other arguments' defaults comes first.
+    plain, first = script.Args(), ("env", "preset", "task")
+    flags = [f"--{name}={x}" for name in first if (x := arguments[name]) != getattr(plain, name)]
+    default = parse(script.Args, lambda args: script.PRESETS[args.preset], flags)
+    for name, value in arguments.items():
+        if value != getattr(default, name):
+            flag = name.replace("_", "-")
+            flags.append(f"--no-{flag}" if value is False else f"--{flag}")
+            flags[-1] += "" if isinstance(value, bool) else f"={value}"
     summary = read_json(Path(args.run_dir) / SUMMARY)
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         jax.tree_util.keystr(path): np.asarray(x, np.float16)
         for path, x in jax.tree.leaves_with_path(params)
     }
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise UserError(f"a parameter of {args.run_dir} is too large for half precision")
+    folder.mkdir(parents=True)
     save_file(arrays, folder / PARAMETERS)
-    record = {"command": f"python {config['script']} {shlex.join(flags)}", "arguments": arguments}
+    record = {"command": shlex.join(["python", config["script"], *flags]), "arguments": arguments}
     record |= {name: config[name] for name in KEPT if name in config}
     write_json(folder / "config.json", record)
     write_json(folder / SUMMARY, {"evaluation": summary.get("evaluation")})

@@ -1,5 +1,8 @@
 """Begin with the parameters of another run (--from-run), and train all or some of them."""
 
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,11 +12,13 @@ from lab.arguments import RunArgs
 from lab.errors import UserError
 from lab.pretrained import find_run, load_parameters
 from lab.run import read_config
+from worlds import make_world
+from worlds.world import WorldArgs
 
 # What decides the inputs, width and outputs of a network, where a script has it.
 SHAPING = (
-    *("env", "task", "actions", "captions", "observation", "hidden_size", "network"),
-    *("text_observation", "goal_conditioned", "caption_memory", "goal_view", "goal_head"),
+    *("hidden_size", "network", "text_observation", "sentence_encoder", "goal_conditioned"),
+    *("caption_memory", "goal_view", "goal_head"),
 )
 TORSOS = ("Torso", "PaperTorso")  # what the names of modules below the heads begin with
 
@@ -25,24 +30,44 @@ def take_parameters(args: RunArgs, state: Any) -> Any:
     they do not fit, naming what differs, and where there is no such run or checkpoint.
     """
     folder = find_run(args.from_run, "--from-run")
-    recorded = read_config(folder)["arguments"]
+    recorded = read_config(folder).get("arguments")
+    if recorded is None:
+        raise UserError(f"--from-run {folder} has no whole config.json: is it the folder of a run?")
+    if ("buffer_size" in recorded) != hasattr(args, "buffer_size"):  # which DQN alone has
+        raise UserError(f"--from-run {folder} is of the other learner: PPO and DQN do not mix")
+    _check_world(args, recorded, folder)
     here = {name: getattr(args, name) for name in SHAPING if hasattr(args, name)}
     differing = [
-        f"--{name.replace('_', '-')} {recorded.get(name)} there, {value} here"
+        f"--{name.replace('_', '-')} {recorded[name]} there, {value} here"
         for name, value in here.items()
         if name in recorded and recorded[name] != value
     ]
-    if "env" in recorded and recorded["env"] != args.env:
-        raise UserError(f"--from-run {folder} is of another world ({differing[0]})")
+    if differing:
+        raise UserError(f"--from-run {folder} does not fit: {', '.join(differing)}")
     try:
         params = load_parameters(folder, state.params)
     except UserError as error:
-        why = f": {', '.join(differing)}" if differing else ""
-        raise UserError(f"--from-run {folder}: {error}{why}") from error
+        raise UserError(f"--from-run {folder}: {error}") from error
     state = state.replace(params=params)
     if hasattr(state, "target_params"):
         state = state.replace(target_params=jax.tree.map(jax.numpy.copy, params))
     return state
+
+
+def _check_world(args: Any, recorded: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError unless the run's world has this one's words, actions and observations.
+
+    Rules, the regime of captions and the task may differ.
+    """
+    names = {field.name for field in dataclasses.fields(WorldArgs)}
+    options = {name: value for name, value in recorded.items() if name in names}
+    if options.get("placements"):
+        options["placements"] = Path(options["placements"])
+    there, here = make_world(WorldArgs(**options)), make_world(args)
+    for part in ("name", "actions", "observation_shape", "captions", "facts"):
+        if getattr(there, part) != getattr(here, part):
+            differs = f"{part} of {there!r} there, of {here!r} here"
+            raise UserError(f"--from-run {folder} is of another world: {differs}")
 
 
 def trainable(

@@ -803,7 +803,7 @@ def test_the_score_is_the_number_of_achievements(raw):
 
 
 # TASKS
-PLANT = BLOCKS.index("plant")
+PLANTS = [BLOCKS.index("plant"), BLOCKS.index("ripe plant")]
 WHOLE = {
     "attack cow": ("attack cow", "eat cow"),
     "place crafting table": ("place crafting table", "make crafting table"),
@@ -840,8 +840,8 @@ def planted(raw):
         cells = [(s.ahead[0] + y, s.ahead[1] + x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
         around = [c for c in cells if c != s.ahead and min(c) >= 0 and max(c) < 64]
         if i % 2:
-            maps[i][around[draw.integers(len(around))]] = PLANT
-        beside.append(any(maps[i][cell] == PLANT for cell in around))
+            maps[i][around[draw.integers(len(around))]] = PLANTS[i // 2 % 2]
+        beside.append(any(maps[i][cell] in PLANTS for cell in around))
     return states.replace(map=maps), beside
 
 

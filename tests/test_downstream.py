@@ -66,14 +66,14 @@ def test_a_row_keeps_the_evaluations(tmp_path):
     assert "--task 'mine coal'" in row["command"]
 
 
-def row(task, way, rates):
+def row(task, way, rates, seed=1):
     evaluations = {"env_steps": [0, 10, 20], "success_per_episode": rates}
-    return {"method": f"{task}: {way}", "evaluations": evaluations}
+    return {"method": f"{task}: {way}", "seed": seed, "evaluations": evaluations}
 
 
 def test_tables_by_hand_and_a_picture(tmp_path):
     rows = [row("mine stone", "scratch", [0.0, 0.25, 0.5])]
-    rows += [row("mine stone", "scratch", [0.0, 0.0, 0.0])]
+    rows += [row("mine stone", "scratch", [0.0, 0.0, 0.0], 2)]
     rows += [row("mine stone", "tuned-ellm", [0.4, 0.6, 0.8])]
     table = downstream_figures.downstream_table(rows)
     assert table.splitlines()[-1] == "| **mine stone** | 1/2 | 0.12 (0.00 to 0.25) | 0.60 |"

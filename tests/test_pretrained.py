@@ -1,10 +1,12 @@
 """Agents that ship: small, safe, and whatever else they were."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import ellm_ppo
 from lab import pretrained
@@ -17,6 +19,8 @@ from lab.run import read_config
 from lab.transfer import take_parameters
 from tests.toy.world import ToyWorld
 from tests.training import assert_equal_trees, load_state, make_args, open_script, train
+from worlds import make_world
+from worlds.world import WorldArgs
 
 TOY = "tests.toy.world:ToyWorld"
 FIELDS = {"goal_source": "oracle", "goal_conditioned": True, "total_timesteps": 128, "prompt": None}
@@ -98,13 +102,54 @@ def test_what_does_not_fit_is_named(here, tmp_path):
     setup, service = open_script(ellm_ppo, args, ToyWorld())
     fresh = ellm_ppo.init_state(setup, service.tables)
     service.close()
-    with pytest.raises(UserError, match="do not fit .*: --hidden-size 16 there, 32 here$"):
+    with pytest.raises(UserError, match="does not fit: --hidden-size 16 there, 32 here$"):
         take_parameters(args, fresh)
 
 
 def test_an_unknown_name_is_refused_with_those_known(here):
     with pytest.raises(UserError, match="^--guide x is not there: .*agent: .*toy-agent"):
         find_run("x", "--guide")
+
+
+@pytest.mark.parametrize("name", ["../x", "Big", "toy-agent", ""])
+def test_a_name_must_be_new_and_plain(here, name):
+    with pytest.raises(UserError, match="^--name .*give a new one of small letters"):
+        pretrained.main(pretrained.Args(run_dir=str(here / "run"), name=name, out=here))
+
+
+def test_an_unfinished_run_does_not_ship(here, tmp_path):
+    shutil.copytree(here / "run", tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        pretrained.main(pretrained.Args(run_dir=str(tmp_path / "run"), name="x", out=tmp_path))
+
+
+def test_numbers_that_are_none_are_refused(here, tmp_path):
+    shutil.copytree(here / "toy-agent", tmp_path / "agent")
+    arrays = load_file(tmp_path / "agent" / PARAMETERS)
+    name = next(iter(arrays))
+    for bad in (np.full_like(arrays[name], np.nan), arrays[name].astype(np.int8)):
+        save_file({**arrays, name: bad}, tmp_path / "agent" / PARAMETERS)
+        with pytest.raises(UserError, match="is not of finite float16"):
+            load_run(ellm_ppo, tmp_path / "agent")
+
+
+def test_a_tuned_and_guided_agent_of_a_task_ships_with_its_command(here, monkeypatch, tmp_path):
+    world = make_world(WorldArgs(TOY, task="leave"))
+    fields = {"goal_source": "task", "goal_conditioned": True, "task": "leave", "prompt": None}
+    fields |= {"from_run": "toy-agent", "guide": "toy-agent", "fine_tune": "heads"}
+    fields |= {"total_timesteps": 64, "evaluate_episodes": 2}
+    train(monkeypatch, world, tmp_path, "run", **fields)
+    monkeypatch.undo()
+    monkeypatch.setattr(pretrained, "SHIPPED", here)
+    pretrained.main(pretrained.Args(run_dir=str(tmp_path / "run"), name="tuned", out=tmp_path))
+    command = read_config(tmp_path / "tuned")["command"]
+    for flag in ("--task=leave", "--from-run=toy-agent", "--guide=toy-agent", "--fine-tune=heads"):
+        assert flag in command
+    assert "goal-source" not in command, "a task's default"
+    policy, service, _ = load_run(ellm_ppo, tmp_path / "tuned")
+    assert policy.setup.world == world
+    service.close()
 
 
 def test_an_agent_that_goes_on_asking_does_not_ship(shipped, tmp_path):

@@ -35,7 +35,8 @@ def pretrained(request, tmp_path_factory):
 
 def begin(script, args):
     """Return the first state of a run in the toy, and what it begins with."""
-    toy = dataclasses.replace(args, env="tests.toy.world:ToyWorld")
+    encoder = script.Args().sentence_encoder
+    toy = dataclasses.replace(args, env="tests.toy.world:ToyWorld", sentence_encoder=encoder)
     setup, service = open_script(script, toy, ToyWorld())
     fresh = script.init_state(setup, service.tables)
     service.close()
@@ -91,9 +92,10 @@ def test_nothing_is_compiled_after_the_first_update(monkeypatch, pretrained, tmp
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"hidden_size": 32}, "do not fit .*--hidden-size 16 there, 32 here"),
-        ({"caption_memory": False}, "do not fit .*--caption-memory True there, False here"),
-        ({"env": "crafter"}, "is of another world .--env tests.toy.world:ToyWorld there, crafter"),
+        ({"hidden_size": 32}, "does not fit: --hidden-size 16 there, 32 here"),
+        ({"caption_memory": False}, "does not fit: --caption-memory True there, False here"),
+        ({"sentence_encoder": "other"}, "does not fit: --sentence-encoder paraphrase.* other here"),
+        ({"env": "crafter"}, "is of another world: name of ToyWorld.* there, of Crafter"),
         ({"from_run": "nowhere"}, "nowhere"),
     ],
 )
@@ -103,6 +105,14 @@ def test_what_does_not_fit_is_named_in_one_line(pretrained, fields, said):
     with pytest.raises(UserError, match=said) as caught:
         begin(script, make_args(script, folder, "other", **fields))
     assert "\n" not in str(caught.value)
+
+
+def test_another_learner_is_refused(pretrained):
+    script, folder, _ = pretrained
+    other = ellm_dqn if script is ellm_ppo else ellm_ppo
+    args = make_args(other, folder, "mixed", from_run=str(folder / "first"), **FIELDS)
+    with pytest.raises(UserError, match="is of the other learner: PPO and DQN do not mix"):
+        begin(other, args)
 
 
 def test_a_damaged_file_is_named(pretrained, tmp_path):

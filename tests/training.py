@@ -94,7 +94,7 @@ def count_programs(monkeypatch, world, folder: Path, name: str, *arguments, **fi
 
 def open_script(script: ModuleType, args: Any, world: Any):
     """Return the setup and the prepared service of a script on a world."""
-    mentor, tables = load_mentor(getattr(args, "guide", None), world, args)
+    mentor, tables = load_mentor(getattr(args, "guide", None), world)
     service = GoalService(world, args, seed=args.seed, mentor=tables)
     service.prepare()
     guided = {"mentor": mentor} if mentor else {}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lab.errors import UserError
 from worlds.world import Transition, World
 from worlds.wrapper import WorldWrapper
 
@@ -26,13 +27,15 @@ Judge = Callable[[World, jax.Array, jax.Array, Any, Any], tuple[jax.Array, jax.A
 class Task:
     """What is to be done.
 
-    sentence: what the policy reads as its goal; subgoals: captions that lead to it, in order, which
-    it reads one by one instead if --task-goals says so.
+    sentence: what the policy reads as its goal; subgoals: captions that lead to it, one at least,
+    which it reads one by one instead if --task-goals says so; in_order: whether a sub-goal counts
+    only when those before it are done, else each counts whenever it truly happens.
     """
 
     sentence: str
     subgoals: tuple[str, ...]
     judge: Judge = field(repr=False)
+    in_order: bool = False
 
 
 # JUDGES
@@ -78,13 +81,13 @@ def is_one_of(world: World, effect: jax.Array, captions: tuple[str, ...]) -> jax
 class TaskState:
     """A world's state, and how far the task is.
 
-    memory: int32 [], the judge's; progress: int32 [], sub-goals done; solved: bool [], whether the
+    memory: int32 [], the judge's; done: bool [S], which sub-goals are done; solved: bool [], the
     episode has had its success; timestep: int32 [], holds, and overwrites the inner state's.
     """
 
     inner: Any
     memory: jax.Array
-    progress: jax.Array
+    done: jax.Array
     solved: jax.Array
     timestep: jax.Array
 
@@ -94,7 +97,8 @@ class TaskWorld(WorldWrapper):
     """A world (`worlds.world.TaskingWorld`) that pays 1 for its task's success, and nothing else.
 
     is_once: it pays once an episode, else each time (the paper's); ends: success ends the episode,
-    as evaluations have it. The score is 1 as soon as the episode has had its success.
+    as evaluations have it. The score is 1 as soon as the episode has had its success. Raises
+    UserError for a task of captions that the world does not have.
     """
 
     task: Task
@@ -102,6 +106,13 @@ class TaskWorld(WorldWrapper):
     ends: bool = False
 
     score_name: ClassVar = "success"
+
+    def __post_init__(self):
+        unknown = [caption for caption in self.task.subgoals if caption not in self.captions]
+        if unknown or not self.task.subgoals or not hasattr(self.world, "effect"):
+            what = f"the sub-goal {unknown[0]!r} is no caption" if unknown else "no sub-goals"
+            what = what if hasattr(self.world, "effect") else "the world has no `effect`"
+            raise UserError(f"task {self.task.sentence!r} of {self.name}: {what}; worlds/tasks.py")
 
     @property
     def max_return(self) -> float:
@@ -138,8 +149,9 @@ class TaskWorld(WorldWrapper):
 
     def wrap(self, state: Any) -> TaskState:
         """Return the first state of an episode: nothing is done."""
-        zero = jnp.zeros((), jnp.int32)
-        return TaskState(state, zero, zero, jnp.zeros((), bool), state.timestep)
+        done = jnp.zeros(len(self.task.subgoals), bool)
+        memory, solved = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        return TaskState(state, memory, done, solved, state.timestep)
 
     def step(
         self, key: jax.Array, state: TaskState, action: jax.Array
@@ -150,9 +162,8 @@ class TaskWorld(WorldWrapper):
         effect = self.world.effect(before, action, after)
         memory, success = self.task.judge(self.world, state.memory, effect, before, after)
         paid = success & ~state.solved if self.is_once else success
-        is_next = jnp.asarray(self._done_by)[state.progress, effect]
         solved = state.solved | success
-        progress = (state.progress + is_next) % len(self.task.subgoals)
+        done = self._progress(state.done, effect, success)
         terminated = transition.terminated | (solved & self.ends)
         transition = transition.replace(
             reward=paid.astype(jnp.float32),
@@ -160,7 +171,21 @@ class TaskWorld(WorldWrapper):
             truncated=transition.truncated & ~terminated,
             score=solved.astype(jnp.float32),
         )
-        return TaskState(after, memory, progress, solved, after.timestep), transition
+        return TaskState(after, memory, done, solved, after.timestep), transition
+
+    def _progress(self, done: jax.Array, effect: jax.Array, success: jax.Array) -> jax.Array:
+        """Return which sub-goals are done after a step, bool [S].
+
+        What happened does the first open sub-goal that it fits. A success opens again what it takes
+        once more: the last sub-goal and all that are called the same, or all of a task in order.
+        """
+        subgoals = self.task.subgoals
+        fits = jnp.asarray(self._done_by)[:, effect] & ~done
+        if self.task.in_order:
+            fits &= jnp.arange(len(subgoals)) == done.argmin()
+        done |= fits & (jnp.arange(len(subgoals)) == fits.argmax())
+        again = np.array([self.task.in_order or name == subgoals[-1] for name in subgoals])
+        return done & ~(success & jnp.asarray(again))
 
     def task_goals(self, state: TaskState, in_parts: bool) -> jax.Array:
         """Return what the policy reads as its goal, bool [C + 1]: the last is the task's sentence.
@@ -168,9 +193,16 @@ class TaskWorld(WorldWrapper):
         in_parts: the sub-goal that is next instead. Nothing when there is nothing more to earn.
         """
         num_captions = len(self.captions)
-        goal = jnp.asarray(self._subgoals)[state.progress] if in_parts else num_captions
+        goal = jnp.asarray(self._subgoals)[state.done.argmin()] if in_parts else num_captions
         is_open = ~(state.solved & (self.is_once or self.ends))
         return jax.nn.one_hot(goal, num_captions + 1, dtype=bool) & is_open
+
+
+def bare_world(world: World) -> World:
+    """Return a world, stacked or not, as it is without a task."""
+    if isinstance(world, TaskWorld):
+        return world.world
+    return replace(world, world=bare_world(world.world)) if hasattr(world, "world") else world
 
 
 def evaluation_world(world: World) -> World:

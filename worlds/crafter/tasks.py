@@ -19,11 +19,12 @@ AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (
 def judge_plant_row(
     world: World, memory: jax.Array, effect: jax.Array, before: Any, after: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Succeed when a plant is placed with another in one of the eight cells around it."""
+    """Succeed when a plant is placed with another, ripe or not, in the eight cells around it."""
     cells = find_front(before).position[None] + AROUND
     inside = ((cells >= 0) & (cells < before.map.shape[0])).all(-1)
     blocks = before.map.at[cells[:, 0], cells[:, 1]].get(mode="clip")
-    is_beside = (inside & (blocks == BlockType.PLANT.value)).any()
+    is_plant = (blocks == BlockType.PLANT.value) | (blocks == BlockType.RIPE_PLANT.value)
+    is_beside = (inside & is_plant).any()
     return memory, is_one_of(world, effect, ("place plant",)) & is_beside
 
 
@@ -45,7 +46,9 @@ TASKS = {
     "make wood sword": _make("make a wood sword", (*TABLE, "chop tree", "make wood sword")),
     "mine stone": _make("mine stone", STONE),
     "deforestation": Task("cut down five trees", ("chop tree",) * 5, Times(("chop tree",), 5)),
-    "gardening": Task("chop grass, chop a tree, place a plant", GARDEN, InOrder(GARDEN)),
+    "gardening": Task(
+        "chop grass, chop a tree, place a plant", GARDEN, InOrder(GARDEN), in_order=True
+    ),
     "plant row": Task("place two plants in a row", ROW, judge_plant_row),
     "make stone pickaxe": _make(
         "make a stone pickaxe", (*STONE, "chop tree", "make stone pickaxe")
