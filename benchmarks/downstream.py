@@ -1,7 +1,7 @@
 """Measure what pretraining is for, task by task and way by way: python -m benchmarks.downstream.
 
 Each run learns one task: from scratch, from the parameters of a shipped agent (tuned), exploring by
-it (guided), or paid a language model's goals, too, from scratch (bonus) or not (both). Every run is
+it (guided), or paid goals a little, too, from an agent (both) or from scratch (bonus). Every run is
 evaluated in held-out worlds before its first update and every 24,576 env steps. Rows go to
 results/downstream/runs.jsonl, from which benchmarks.figures draws; stopping and sharing the work
 are as in benchmarks.pretraining:
@@ -30,7 +30,7 @@ HARD = ("mine stone", "make stone pickaxe", "mine coal", "place furnace")
 def tuned(agent: str, source: str) -> tuple[str, ...]:
     """Return the command that goes on from an agent, which reads its goals; the task alone pays."""
     pays = ("--goal-source", source, "--goal-coef", "0", "--extrinsic-coef", "1")
-    return (*PPO, "--from-run", agent, *pays, "--learning-rate", "1e-4")
+    return (*PPO, "--from-run", agent, *pays, "--learning-rate", "1e-4", "--ent-coef", "0")
 
 
 def guided(agent: str) -> tuple[str, ...]:
@@ -38,18 +38,25 @@ def guided(agent: str) -> tuple[str, ...]:
     return (*PPO, "--guide", agent)
 
 
-GOALS_TOO = ("--goal-source", "llm", "--extrinsic-coef", "10")  # goals and the task pay
+def both(source: str) -> tuple[str, ...]:
+    """Return the flags with which the task pays a hundred times as much as a goal."""
+    return ("--goal-source", source, "--goal-coef", "0.1", "--extrinsic-coef", "10")
+
+
+SLOW = ("--learning-rate", "1e-4")
 WAYS = {  # in the order of their worth
     "scratch": PPO,
-    "tuned-ellm": tuned("ellm-crafter", "llm"),
+    "both-ellm": (*PPO, "--from-run", "ellm-crafter", *both("llm"), *SLOW),
     "guided-ellm": guided("ellm-crafter"),
-    "tuned-novelty": tuned("novelty-crafter", "novelty"),
-    "both-ellm": (*PPO, "--from-run", "ellm-crafter", *GOALS_TOO, "--learning-rate", "3e-4"),
+    "tuned-ellm": tuned("ellm-crafter", "llm"),
+    "both-novelty": (*PPO, "--from-run", "novelty-crafter", *both("novelty"), *SLOW),
     "guided-novelty": guided("novelty-crafter"),
-    "bonus-ellm": (*PPO, *GOALS_TOO),
-    "tuned-oracle": tuned("oracle-crafter", "oracle"),
+    "tuned-novelty": tuned("novelty-crafter", "novelty"),
+    "bonus-ellm": (*PPO, *both("llm")),
+    "both-oracle": (*PPO, "--from-run", "oracle-crafter", *both("oracle"), *SLOW),
     "guided-oracle": guided("oracle-crafter"),
-    "scratch-1e-4": (*PPO, "--learning-rate", "1e-4"),
+    "tuned-oracle": tuned("oracle-crafter", "oracle"),
+    "scratch-1e-4": (*PPO, *SLOW),
 }
 
 

@@ -26,10 +26,10 @@ from worlds.crafter.tasks import TASKS
 
 Rows = Sequence[Mapping[str, Any]]
 STYLES = {
-    **{"scratch": (6, 0), "scratch-1e-4": (6, 2), "bonus-ellm": (5, 1), "both-ellm": (5, 0)},
-    **{"tuned-ellm": (0, 0), "guided-ellm": (0, 1)},
-    **{"tuned-oracle": (4, 0), "guided-oracle": (4, 1)},
-    **{"tuned-novelty": (2, 0), "guided-novelty": (2, 1)},
+    **{"scratch": (6, 0), "scratch-1e-4": (6, 2), "bonus-ellm": (5, 0)},
+    **{"both-ellm": (0, 0), "tuned-ellm": (0, 2), "guided-ellm": (0, 1)},
+    **{"both-oracle": (4, 0), "tuned-oracle": (4, 2), "guided-oracle": (4, 1)},
+    **{"both-novelty": (2, 0), "tuned-novelty": (2, 2), "guided-novelty": (2, 1)},
 }
 COLUMNS = 3  # of the picture
 

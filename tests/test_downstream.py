@@ -19,8 +19,8 @@ def test_runs_go_by_seed_the_best_ways_and_hard_tasks_first():
     hard = [(f"{task}: scratch", 1) for task in downstream.TASKS if task in downstream.HARD]
     assert sorted(runs[: len(hard)]) == sorted(hard)
     assert [seed for _, seed in runs] == sorted(seed for _, seed in runs)
-    args = downstream.Args(tasks=("mine coal",), ways=("scratch", "tuned-ellm"), seeds=(2,))
-    assert downstream.plan(args) == [("mine coal: scratch", 2), ("mine coal: tuned-ellm", 2)]
+    args = downstream.Args(tasks=("mine coal",), ways=("scratch", "both-ellm"), seeds=(2,))
+    assert downstream.plan(args) == [("mine coal: scratch", 2), ("mine coal: both-ellm", 2)]
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def row(task, way, rates, seed=1):
 def test_tables_by_hand_and_a_picture(tmp_path):
     rows = [row("mine stone", "scratch", [0.0, 0.25, 0.5])]
     rows += [row("mine stone", "scratch", [0.0, 0.0, 0.0], 2)]
-    rows += [row("mine stone", "tuned-ellm", [0.4, 0.6, 0.8])]
+    rows += [row("mine stone", "both-ellm", [0.4, 0.6, 0.8])]
     table = downstream_figures.downstream_table(rows)
     assert table.splitlines()[-1] == "| **mine stone** | 1/2 | 0.12 (0.00 to 0.25) | 0.60 |"
     assert downstream_figures.downstream_summary(rows) == "Not yet run."
     for task in downstream.HARD[1:]:
-        rows += [row(task, "tuned-ellm", [0.2, 0.4, 0.3])]
+        rows += [row(task, "both-ellm", [0.2, 0.4, 0.3])]
     summary = downstream_figures.downstream_summary(rows).splitlines()
     # The median of three that never come to one half, and one that does.
-    assert summary[-1] == "| `tuned-ellm` | 1 | 0.25 | 0.30 |  | 0.43 | not half of the runs |"
+    assert summary[-1] == "| `both-ellm` | 1 | 0.25 | 0.30 |  | 0.43 | not half of the runs |"
     downstream_figures.draw_downstream(rows, tmp_path / "tasks.png")
     assert Image.open(tmp_path / "tasks.png").size[0] > 1000
     downstream_figures.draw_downstream([], tmp_path / "none.png")
