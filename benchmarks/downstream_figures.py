@@ -31,7 +31,7 @@ STYLES = {
     **{"both-oracle": (4, 0), "tuned-oracle": (4, 2), "guided-oracle": (4, 1)},
     **{"both-novelty": (2, 0), "tuned-novelty": (2, 2), "guided-novelty": (2, 1)},
 }
-COLUMNS = 3  # of the picture
+COLUMNS = 3  # of the picture, 2 for up to four tasks
 
 
 def curves(rows: Rows, task: str, way: str) -> tuple[np.ndarray, np.ndarray]:
@@ -107,9 +107,10 @@ def draw_downstream(rows: Rows, path: Path) -> None:
     tasks = [t for t in tasks if any(row["method"].startswith(f"{t}: ") for row in rows)]
     if not tasks:
         return
-    height = -(-len(tasks) // COLUMNS)
-    figure = Figure(figsize=(4.6 * COLUMNS, 3.4 * height + 0.5), layout="constrained")
-    panels = figure.subplots(height, COLUMNS, squeeze=False).reshape(-1)
+    width = COLUMNS if len(tasks) > 4 else 2
+    height = -(-len(tasks) // width)
+    figure = Figure(figsize=(4.6 * width, 3.4 * height + 0.5), layout="constrained")
+    panels = figure.subplots(height, width, squeeze=False).reshape(-1)
     handles = {}
     for axes, task in zip(panels, tasks, strict=False):
         for way in WAYS:
