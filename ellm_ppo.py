@@ -49,7 +49,7 @@ from lab.mentor import Mentor, begin_reached, load_mentor, mix
 from lab.play import Moment, Policy, Unknown, first_moment, select
 from lab.ranges import Count, Share, SomeShare, StepSize, Weight, Width
 from lab.session import Session, configure
-from lab.transfer import trainable
+from lab.transfer import fine_tuning, trainable
 from lab.words import Words
 from worlds import make_world
 from worlds.vector import VectorState, VectorWorld
@@ -731,4 +731,4 @@ def main(args: Args) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_cli(main, Args, lambda args: PRESETS[args.preset])
+    run_cli(main, Args, lambda args: PRESETS[args.preset] | fine_tuning(args))

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,12 +114,16 @@ def load_run(
         raise UserError(f"{run_dir} is of another world ({was}; here {world!r}): train anew")
     setup = script.make_setup(args, world)
     service = GoalService(world, args, seed=args.seed)
-    service.prepare()
-    if not is_shipped(Path(run_dir)):
-        with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
-            service.restore(checkpoints.host()["service"])
-    state = jax.eval_shape(partial(script.init_state, setup), service.tables)
-    return Policy(setup, script.act), service, load_parameters(Path(run_dir), state.params)
+    with ExitStack() as stack:
+        stack.callback(service.close)
+        service.prepare()
+        if not is_shipped(Path(run_dir)):
+            with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
+                service.restore(checkpoints.host()["service"])
+        state = jax.eval_shape(partial(script.init_state, setup), service.tables)
+        params = load_parameters(Path(run_dir), state.params)
+        stack.pop_all()
+    return Policy(setup, script.act), service, params
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -140,6 +145,7 @@ def main(args: Args) -> dict[str, Any]:
     score, words = statistics[score_key(world.score_name)], score_label(world.score_name)
     error = statistics[f"{world.score_name}_standard_error"]
     print(f"{score:.2f} ± {error:.2f} {words} per episode, {args.episodes} episodes")
+    print(f"{out}: evaluation.json{', film.gif' * args.film}", flush=True)
     if args.film:
         try:
             make_film(film_frames(world, service.goals, shown), out / "film.gif")

@@ -90,6 +90,12 @@ def load_mentor(run: str | None, world: World) -> tuple[Mentor | None, MentorTab
     policy, service, params = load_run(script, folder)
     setup, tables = policy.setup, service.evaluation_tables
     service.close()
+    other_task = getattr(setup.world, "task_sentence", None)
+    if other_task and bare_world(setup.world) == bare_world(world) and setup.world != world:
+        raise UserError(
+            f"--guide {run} was trained on another task ({other_task!r}): give a run without one, "
+            "or of this one"
+        )
     if setup.world not in (world, bare_world(world)):
         raise UserError(f"--guide {run} is of another world: {setup.world!r} there, {world!r} here")
     if setup.args.asks:

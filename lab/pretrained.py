@@ -119,10 +119,13 @@ def main(args: Args) -> Path:
     from lab.evaluate import find_script, load_run, load_script  # which itself reads parameters
 
     config, folder = read_config(args.run_dir), args.out / args.name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", args.name) or folder.exists():
-        raise UserError(f"--name {args.name}: give a new one of small letters, digits, - and .")
-    if not (Path(args.run_dir) / SUMMARY).is_file():
-        raise UserError(f"{args.run_dir} is not finished: let it go on first")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", args.name):
+        raise UserError(f"--name {args.name}: give one of small letters, digits, - and .")
+    if folder.exists():
+        raise UserError(f"--name {args.name}: {folder} is there already, give another name")
+    file = Path(args.run_dir) / SUMMARY
+    if not file.is_file() or "evaluation" not in read_json(file):
+        raise UserError(f"{args.run_dir} is not finished and evaluated: let it go on first")
     script = load_script(find_script(args.run_dir))
     policy, service, params = load_run(script, args.run_dir)
     service.close()
@@ -138,7 +141,6 @@ def main(args: Args) -> Path:
             flag = name.replace("_", "-")
             flags.append(f"--no-{flag}" if value is False else f"--{flag}")
             flags[-1] += "" if isinstance(value, bool) else f"={value}"
-    summary = read_json(Path(args.run_dir) / SUMMARY)
     arrays = {
         jax.tree_util.keystr(path): np.asarray(x, np.float16)
         for path, x in jax.tree.leaves_with_path(params)
@@ -150,7 +152,7 @@ def main(args: Args) -> Path:
     record = {"command": shlex.join(["python", config["script"], *flags]), "arguments": arguments}
     record |= {name: config[name] for name in KEPT if name in config}
     write_json(folder / "config.json", record)
-    write_json(folder / SUMMARY, {"evaluation": summary.get("evaluation")})
+    write_json(folder / SUMMARY, {"evaluation": read_json(file)["evaluation"]})
     size = (folder / PARAMETERS).stat().st_size / 2**20
     print(f"{folder}: {size:.2f} MiB, trained by {record['command']}")
     return folder

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from lab.metrics import costs, metrics_line, score_key, score_label, summarise
 from lab.play import HELD_OUT, Policy, play
 from lab.plots import learning_curve
 from lab.progress import Progress
-from lab.run import Run, new_run_dir, read_config, read_metrics, write_text
+from lab.run import CONFIG, Run, new_run_dir, read_config, read_metrics, write_text
 from lab.transfer import take_parameters
 from worlds.world import World, WorldArgs
 
@@ -84,7 +84,11 @@ class Session:
             try:
                 service.prepare()
             except UserError:
-                self.run.discard()  # so that the next try need not be of the same configuration
+                # So that the next try need not be of the same configuration.
+                self.checkpoints.close()
+                with suppress(OSError):
+                    self.checkpoints.path.rmdir()
+                self.run.discard()
                 raise
             self.checkpoints = stack.enter_context(Checkpoints(self.run.path / "checkpoints"))
             self._stack = stack.pop_all()
@@ -94,7 +98,8 @@ class Session:
 
     def __exit__(self, kind, error, traceback) -> None:
         self._stack.__exit__(kind, error, traceback)
-        if isinstance(error, UserError) and "--run-dir" not in str(error):
+        is_begun = (self.run.path / CONFIG).exists()
+        if isinstance(error, UserError) and is_begun and "--run-dir" not in str(error):
             raise UserError(f"{error}; go on with --run-dir {self.run.path}") from error
 
     def begin(self, init: Callable[[GoalTables], Any], policy: Policy) -> Any:
@@ -103,9 +108,17 @@ class Session:
         With --evaluate-every the policy is evaluated before the first update, too.
         """
         if self.checkpoints.latest_step() is None:
-            state = init(self.service.tables)
-            if self.args.from_run:
-                state = take_parameters(self.args, state)
+            try:
+                state = init(self.service.tables)
+                if self.args.from_run:
+                    state = take_parameters(self.args, state)
+            except UserError:
+                # So that the next try need not be of the same configuration.
+                self.checkpoints.close()
+                with suppress(OSError):
+                    self.checkpoints.path.rmdir()
+                self.run.discard()
+                raise
         else:
             state, self._before = restore(self.checkpoints, self.service, init)
         self._update = int(state.update)

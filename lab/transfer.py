@@ -12,7 +12,7 @@ from lab.arguments import RunArgs
 from lab.errors import UserError
 from lab.pretrained import find_run, load_parameters
 from lab.run import read_config
-from worlds import make_world
+from worlds import make_world, world_tasks
 from worlds.world import WorldArgs
 
 # What decides the inputs, width and outputs of a network, where a script has it.
@@ -68,6 +68,22 @@ def _check_world(args: Any, recorded: Mapping[str, Any], folder: Path) -> None:
         if getattr(there, part) != getattr(here, part):
             differs = f"{part} of {there!r} there, of {here!r} here"
             raise UserError(f"--from-run {folder} is of another world: {differs}")
+
+
+def fine_tuning(args: Any) -> dict[str, Any]:
+    """Return what arguments are by default where --from-run goes on with a --task.
+
+    The agent goes on reading the goals that it knows, paid a hundredth of the task: a policy that
+    the task alone pays, seldom, drifts away from what it could do (docs/downstream.md). Raises
+    UserError where there is no such run.
+    """
+    if not args.from_run or args.task not in world_tasks(args):
+        return {}
+    recorded = read_config(find_run(args.from_run, "--from-run")).get("arguments", {})
+    slow, source = {"learning_rate": 1e-4}, recorded.get("goal_source", "none")
+    if args.goal_source == "task" or source in ("task", "none"):
+        return slow
+    return {**slow, "goal_source": source, "goal_coef": 0.1, "extrinsic_coef": 10.0}
 
 
 def trainable(

@@ -143,7 +143,7 @@ def test_options_of_other_worlds_are_refused(tmp_path):
         make_world(WorldArgs("housekeep", observation="frames"))
     with pytest.raises(UserError, match="is no file of placements"):
         make_world(WorldArgs("housekeep", placements=tmp_path / "none.npz"))
-    with pytest.raises(UserError, match="crafter has no option --task"):
+    with pytest.raises(UserError, match="crafter has no --task '1'"):
         make_world(WorldArgs("crafter", task="1"))
 
 

@@ -276,7 +276,7 @@ def test_what_cannot_guide_is_refused(monkeypatch, tmp_path, guides, leave):
     fields = OF_TASK | {"task": "kick", "total_timesteps": 32}
     train(monkeypatch, kick, tmp_path, "kick", **fields)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="is of another world: .*kick the wall.*open the door"):
+    with pytest.raises(UserError, match="was trained on another task .'kick the wall'.: give"):
         load_mentor(str(tmp_path / "kick"), leave)
     fields = ORACLE | {"text_observation": "caption", "total_timesteps": 32}
     train(monkeypatch, ToyWorld(), tmp_path, "reader", **fields)

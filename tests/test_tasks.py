@@ -17,6 +17,8 @@ from lab.evaluate import Args as EvaluateArgs
 from lab.evaluate import main as evaluate
 from lab.metrics import score_key
 from lab.play import Policy, play
+from lab.run import write_json
+from lab.transfer import fine_tuning
 from tests.toy.world import ToyWorld
 from tests.training import (
     assert_equal_trees,
@@ -166,6 +168,21 @@ def test_a_task_makes_itself_the_goal_unless_another_is_given():
     assert parse(ellm_ppo.Args, preset, ["--env", "housekeep", "--task", "1"]).goal_source == "llm"
 
 
+def test_a_tuned_agent_goes_on_reading_what_it_knows(tmp_path):
+    preset = lambda args: ellm_ppo.PRESETS[args.preset] | fine_tuning(args)  # noqa: E731
+    for source, expected in (("oracle", "oracle"), ("none", "task")):
+        write_json(tmp_path / "config.json", {"arguments": {"goal_source": source}})
+        words = ["--task", "mine stone", "--from-run", str(tmp_path)]
+        args = parse(ellm_ppo.Args, preset, words)
+        goals = (args.goal_coef, args.extrinsic_coef)
+        assert args.goal_source == expected and args.learning_rate == 1e-4
+        assert goals == ((0.1, 10.0) if source == "oracle" else (1.0, 0.0))
+    write_json(tmp_path / "config.json", {"arguments": {"goal_source": "oracle"}})
+    alone = parse(ellm_ppo.Args, preset, [*words, "--goal-source", "task"])
+    assert (alone.goal_source, alone.goal_coef, alone.extrinsic_coef) == ("task", 1.0, 0.0)
+    assert parse(ellm_ppo.Args, preset, words[2:]).learning_rate == 1e-3, "without a task"
+
+
 @pytest.mark.parametrize(
     "wrong, names",
     [
@@ -202,10 +219,11 @@ def test_what_does_not_go_with_a_task_is_refused(tmp_path, fields, said):
 
 def test_a_task_that_its_world_does_not_know_is_refused():
     task = Task("fly to the moon", ("take key", "fly"), Times(("kick wall",)))
-    with pytest.raises(
-        UserError, match="'fly to the moon' of toy: the sub-goal 'fly' is no caption"
-    ):
+    with pytest.raises(UserError, match="'fly to the moon' of toy: 'fly' is no caption"):
         TaskWorld(ToyWorld(), task)
+    typo = dataclasses.replace(task, subgoals=("take key",), judge=Times(("kick wal",)))
+    with pytest.raises(UserError, match="'kick wal' is no caption"):
+        TaskWorld(ToyWorld(), typo)
     with pytest.raises(UserError, match="no sub-goals"):
         TaskWorld(ToyWorld(), dataclasses.replace(task, subgoals=()))
 

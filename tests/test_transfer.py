@@ -107,6 +107,15 @@ def test_what_does_not_fit_is_named_in_one_line(pretrained, fields, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_start_that_is_refused_leaves_nothing(monkeypatch, pretrained, tmp_path):
+    script, folder, _ = pretrained
+    fields = FIELDS | {"script": script, "from_run": str(folder / "first"), "hidden_size": 32}
+    with pytest.raises(UserError, match="does not fit: --hidden-size 16 there, 32 here$"):
+        train(monkeypatch, ToyWorld(), tmp_path, "run", **fields)
+    assert not (tmp_path / "run").exists()
+    train(monkeypatch, ToyWorld(), tmp_path, "run", **{**fields, "hidden_size": 16})
+
+
 def test_another_learner_is_refused(pretrained):
     script, folder, _ = pretrained
     other = ellm_dqn if script is ellm_ppo else ellm_ppo

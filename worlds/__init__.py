@@ -44,9 +44,13 @@ def world_defaults(args: WorldArgs) -> Mapping[str, Any]:
     """
     if not _is_known(args.env):
         return {}
-    world_class = _find(args.env)
-    of_task = {"goal_source": "task"} if args.task in getattr(world_class, "tasks", {}) else {}
-    return {**getattr(world_class, "defaults", {}), **of_task}
+    of_task = {"goal_source": "task"} if args.task in world_tasks(args) else {}
+    return {**getattr(_find(args.env), "defaults", {}), **of_task}
+
+
+def world_tasks(args: WorldArgs) -> Mapping[str, Task]:
+    """Return the tasks by name of the world that `args.env` names, none for an unknown one."""
+    return getattr(_find(args.env), "tasks", {}) if _is_known(args.env) else {}
 
 
 def _find_task(world_class: type, args: WorldArgs) -> tuple[Task | None, WorldArgs]:

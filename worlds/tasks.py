@@ -108,9 +108,10 @@ class TaskWorld(WorldWrapper):
     score_name: ClassVar = "success"
 
     def __post_init__(self):
-        unknown = [caption for caption in self.task.subgoals if caption not in self.captions]
+        named = (*self.task.subgoals, *getattr(self.task.judge, "captions", ()))
+        unknown = [caption for caption in named if caption not in self.captions]
         if unknown or not self.task.subgoals or not hasattr(self.world, "effect"):
-            what = f"the sub-goal {unknown[0]!r} is no caption" if unknown else "no sub-goals"
+            what = f"{unknown[0]!r} is no caption" if unknown else "no sub-goals"
             what = what if hasattr(self.world, "effect") else "the world has no `effect`"
             raise UserError(f"task {self.task.sentence!r} of {self.name}: {what}; worlds/tasks.py")
 
