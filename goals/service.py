@@ -70,7 +70,11 @@ class GoalService:
         self._sources = Sources()
         self.form: Form | None = None  # of asking, if anybody is asked
         if self.source == "llm":
-            self._sources = open_sources(world, args, self.store)
+            try:
+                self._sources = open_sources(world, args, self.store)
+            except UserError:
+                self.store.close()
+                raise
             self.form = self._make_form(seed)
         self._asker = self._make_asker()
         is_async = args.in_background and self._sources.model is not None

@@ -269,6 +269,11 @@ class Store:
         """Let go of the file; closing twice does no harm."""
         self._connection.close()
 
+    def __del__(self) -> None:
+        # For one that nobody closed, as where what would have owned it could not be made.
+        with suppress(AttributeError, sqlite3.ProgrammingError):
+            self._connection.close()
+
     def __enter__(self) -> "Store":
         return self
 

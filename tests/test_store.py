@@ -1,5 +1,6 @@
 """The store: what is put in comes out, processes share it, what is not ours is never touched."""
 
+import gc
 import gzip
 import hashlib
 import json
@@ -740,3 +741,12 @@ def test_a_link_to_a_store_shows_what_is_being_written(tmp_path):
         with Store(link, read_only=True) as reader:
             assert reader.count()["answers"] == 300
     assert link.is_symlink() and (tmp_path / "real" / "store.sqlite").exists()
+
+
+def test_a_store_that_nobody_closed_is_closed_when_it_goes(tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+    connection = store._connection
+    del store
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
