@@ -260,7 +260,7 @@ class RunnerState:
     captions_so_far: jax.Array
     achieved: jax.Array
     achieved_before: jax.Array
-    guide_reached: jax.Array
+    mentor_reached: jax.Array
     last: Moment
     key: jax.Array
     update: jax.Array
@@ -410,7 +410,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
         captions_so_far=moment.captions_so_far,
         achieved=moment.achieved,
         achieved_before=jnp.copy(moment.achieved),
-        guide_reached=begin_reached(tables.mentor, args.num_envs),
+        mentor_reached=begin_reached(tables.mentor, args.num_envs),
         last=jax.tree.map(jnp.copy, moment),
         key=key,
         update=jnp.zeros((), jnp.int32),
@@ -527,6 +527,12 @@ def exploration(args: Args, env_steps: jax.Array) -> jax.Array:
     return args.start_e + share * (args.end_e - args.start_e)
 
 
+def mentor_share(args: Args, state: RunnerState) -> jax.Array:
+    """Return the share of the actions that --guide takes: of the exploring ones."""
+    env_steps = state.update * args.batch_size + state.step * args.num_envs
+    return args.guide_probability * exploration(args, env_steps)
+
+
 def choose_actions(
     args: Args, values: jax.Array, key: jax.Array, epsilon: jax.Array | float
 ) -> jax.Array:
@@ -554,20 +560,21 @@ def collect_step(
 ) -> tuple[RunnerState, Rollout]:
     """Act once in every env; return the state one step further, and the step."""
     args = setup.args
-    key, goal_key, policy_key, world_key, guide_key = jax.random.split(state.key, 5)
+    key, goal_key, policy_key, world_key, mentor_key = jax.random.split(state.key, 5)
     inputs, scenes, suggested, guide = read(setup, tables, goal_key, state.moment)
-    advice, guide_reached, mentor = None, state.guide_reached, setup.mentor
+    mentor, advice, mentor_reached = setup.mentor, None, state.mentor_reached
     if mentor:
-        advice = mentor.advise(tables.mentor, guide_key, state.moment, guide_reached)
+        share = mentor_share(args, state)
+        advice = mentor.advise(tables.mentor, mentor_key, state.moment, mentor_reached, share)
     # BEGIN DQN
-    env_steps = state.update * args.batch_size + state.step * args.num_envs
-    epsilon = exploration(args, env_steps)
+    epsilon = exploration(args, state.update * args.batch_size + state.step * args.num_envs)
     values = setup.network.apply(state.params, inputs, tables)
-    guided = epsilon * args.guide_probability if advice else 0.0
-    actions = choose_actions(args, values, policy_key, (epsilon - guided) / (1.0 - guided))
+    if advice:  # of the exploring actions a share is the guide's, and the others are random
+        epsilon = (epsilon - share) / jnp.maximum(1.0 - share, 1e-6)
+    actions = choose_actions(args, values, policy_key, epsilon)
     if advice:
         chance_key = jax.random.fold_in(policy_key, 1)
-        is_guided = jax.random.uniform(chance_key, actions.shape) < guided
+        is_guided = jax.random.uniform(chance_key, actions.shape) < share
         actions = jnp.where(is_guided, advice.probabilities.argmax(-1).astype(jnp.int32), actions)
     # END DQN
     envs, transition = setup.envs.advance(world_key, state.envs, actions)
@@ -579,8 +586,8 @@ def collect_step(
         after = after.replace(achieved=achieved)
 
     if mentor:
-        guide_reached = mentor.follow(
-            tables.mentor, advice, guide_reached, actions, transition.caption
+        mentor_reached = mentor.follow(
+            tables.mentor, advice, mentor_reached, actions, transition.caption
         )
 
     # The states that the time limit cut are kept: their values are what is to come (truncation).
@@ -604,7 +611,7 @@ def collect_step(
         envs=setup.envs.reset_done(envs, done),
         captions_so_far=after.captions_so_far & ~done[:, None],
         achieved=after.achieved & ~done[:, None],
-        guide_reached=guide_reached & ~done[:, None],
+        mentor_reached=mentor_reached & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,

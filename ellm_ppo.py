@@ -176,7 +176,7 @@ class RunnerState:
     captions_so_far: jax.Array
     achieved: jax.Array
     achieved_before: jax.Array
-    guide_reached: jax.Array
+    mentor_reached: jax.Array
     last: Moment
     key: jax.Array
     update: jax.Array
@@ -289,7 +289,7 @@ def init_state(setup: Setup, tables: GoalTables) -> RunnerState:
         captions_so_far=moment.captions_so_far,
         achieved=moment.achieved,
         achieved_before=jnp.copy(moment.achieved),
-        guide_reached=begin_reached(tables.mentor, args.num_envs),
+        mentor_reached=begin_reached(tables.mentor, args.num_envs),
         last=jax.tree.map(jnp.copy, moment),
         key=key,
         update=jnp.zeros((), jnp.int32),
@@ -352,9 +352,9 @@ def ellm_rewards(
 
 
 # BEGIN PPO
-def guide_share(args: Args, update: jax.Array) -> jax.Array:
-    """Return the share of the actions that the guide takes: falling linearly to zero."""
-    done = update / (args.guide_fraction * args.num_updates)
+def mentor_share(args: Args, state: RunnerState) -> jax.Array:
+    """Return the share of the actions that --guide takes: falling linearly to zero."""
+    done = state.update / (args.guide_fraction * args.num_updates)
     return args.guide_probability * jnp.maximum(1.0 - done, 0.0)
 
 
@@ -392,15 +392,16 @@ def collect_step(
 ) -> tuple[RunnerState, Rollout]:
     """Act once in every env; return the state one step further, and the step."""
     args = setup.args
-    key, goal_key, policy_key, world_key, guide_key = jax.random.split(state.key, 5)
+    key, goal_key, policy_key, world_key, mentor_key = jax.random.split(state.key, 5)
     inputs, scenes, suggested, guide = read(setup, tables, goal_key, state.moment)
-    advice, guide_reached, mentor = None, state.guide_reached, setup.mentor
+    mentor, advice, mentor_reached = setup.mentor, None, state.mentor_reached
     if mentor:
-        advice = mentor.advise(tables.mentor, guide_key, state.moment, guide_reached)
+        share = mentor_share(args, state)
+        advice = mentor.advise(tables.mentor, mentor_key, state.moment, mentor_reached, share)
     # BEGIN PPO
     logits, values = setup.network.apply(state.params, inputs, tables)
     if advice:
-        logits = mix(logits, advice, guide_share(args, state.update))
+        logits = mix(logits, advice, share)
     actions = jax.random.categorical(policy_key, logits)
     log_policy = jax.nn.log_softmax(logits)
     log_probs = jnp.take_along_axis(log_policy, actions[:, None], axis=1)[:, 0]
@@ -414,8 +415,8 @@ def collect_step(
         after = after.replace(achieved=achieved)
 
     if mentor:
-        guide_reached = mentor.follow(
-            tables.mentor, advice, guide_reached, actions, transition.caption
+        mentor_reached = mentor.follow(
+            tables.mentor, advice, mentor_reached, actions, transition.caption
         )
 
     # The states that the time limit cut are kept: their values are what is to come (truncation).
@@ -441,7 +442,7 @@ def collect_step(
         envs=setup.envs.reset_done(envs, done),
         captions_so_far=after.captions_so_far & ~done[:, None],
         achieved=after.achieved & ~done[:, None],
-        guide_reached=guide_reached & ~done[:, None],
+        mentor_reached=mentor_reached & ~done[:, None],
         last=last,
         key=key,
         step=state.step + 1,

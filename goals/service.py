@@ -492,7 +492,7 @@ def _check(args: GoalArgs, world: World) -> None:
     if args.task_goals == "parts" and args.goal_source != "task":
         raise UserError("--task-goals parts is of a task: give --task and --goal-source task")
     if args.goal_source == "task" and not hasattr(world, "task_sentence"):
-        raise UserError("--goal-source task needs a task of the world: give --task, such as x")
+        raise UserError("--goal-source task needs a task of the world: give --task NAME")
     if args.goal_source == "llm" and args.goal_form == "pairs":
         with_pairs(world)
     has_rules = args.goal_source == "llm" and args.goal_form == "rules"

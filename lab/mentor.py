@@ -51,12 +51,26 @@ class Mentor:
     knows_task: bool
 
     def advise(
-        self, mentor: MentorTables, key: jax.Array, moment: Moment, reached: jax.Array
+        self,
+        mentor: MentorTables,
+        key: jax.Array,
+        moment: Moment,
+        reached: jax.Array,
+        share: jax.Array,
     ) -> Advice:
-        """Say what the guide would do; reached: [N, G] bool, which of its goals it has reached."""
+        """Say what the guide would do; reached: [N, G] bool, which of its goals it has reached.
+
+        share: of the actions that it takes, float32 []; at 0 it is not asked, and says nothing.
+        """
         states = moment.states if self.knows_task else without_task(moment.states)
         seen = Moment(states, moment.captions_so_far, reached)
-        return Advice(*self.script.propose(self.setup, mentor.tables, mentor.params, key, seen))
+
+        def ask() -> Advice:
+            said = self.script.propose(self.setup, mentor.tables, mentor.params, key, seen)
+            return Advice(*said)
+
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(ask))
+        return jax.lax.cond(share > 0, ask, lambda: nothing)
 
     def follow(
         self,

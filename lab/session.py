@@ -84,11 +84,7 @@ class Session:
             try:
                 service.prepare()
             except UserError:
-                # So that the next try need not be of the same configuration.
-                self.checkpoints.close()
-                with suppress(OSError):
-                    self.checkpoints.path.rmdir()
-                self.run.discard()
+                self.run.discard()  # so that the next try need not be of the same configuration
                 raise
             self.checkpoints = stack.enter_context(Checkpoints(self.run.path / "checkpoints"))
             self._stack = stack.pop_all()

@@ -119,7 +119,10 @@ def test_what_is_learned_from_a_guide_by_hand(tmp_path):
 
 def test_the_share_falls_to_zero(tmp_path):
     args = make_args(ellm_ppo, tmp_path, "r", total_timesteps=32 * 10, guide_fraction=0.5)
-    share = [float(ellm_ppo.guide_share(args, jnp.int32(update))) for update in (0, 1, 5, 9)]
+    share = [
+        float(ellm_ppo.mentor_share(args, SimpleNamespace(update=jnp.int32(update))))
+        for update in (0, 1, 5, 9)
+    ]
     np.testing.assert_allclose(share, [0.5, 0.4, 0.0, 0.0], atol=1e-6)
 
 
@@ -194,9 +197,9 @@ def test_the_guide_reaches_its_own_goals(tmp_path, name):
         before = state
         state, taken = step(setup, tables, state)
         done = taken.terminated | taken.truncated
-        took = before.guide_reached[:, 1] | (taken.captions == 1)
-        np.testing.assert_array_equal(state.guide_reached[:, 1], took & ~done)
-    assert state.guide_reached[:, 1].any() and not state.guide_reached[:, 2:].any()
+        took = before.mentor_reached[:, 1] | (taken.captions == 1)
+        np.testing.assert_array_equal(state.mentor_reached[:, 1], took & ~done)
+    assert state.mentor_reached[:, 1].any() and not state.mentor_reached[:, 2:].any()
 
 
 # GUIDES FROM RUNS
@@ -223,20 +226,16 @@ def test_what_a_script_proposes_is_how_it_acts(tmp_path, script):
     service.close()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("guide", SCRIPTS)
+@pytest.mark.parametrize("name, guide", [("ppo", "dqn"), ("dqn", "ppo")])
 def test_a_run_explores_by_another_run(monkeypatch, tmp_path, guides, leave, name, guide):
+    """Whatever its learner; and it resumes bit for bit."""
     fields = {"script": SCRIPTS[name], "guide": str(guides / guide), **OF_TASK}
     fields |= {"total_timesteps": 256, "checkpoint_every": 1}
     run = monkeypatch, leave, tmp_path
-    _, alone, _ = train(*run, "alone", **{**fields, "guide": None})
     _, whole, lines = train(*run, "whole", **fields)
-    different = jax.tree.map(lambda x, y: bool((x != y).any()), alone.params, whole.params)
-    assert any(jax.tree.leaves(different))
-    if name == guide:
-        _, broken, broken_lines = train_with_a_break(*run, "broken", **fields)
-        assert_equal_trees(whole.params, broken.params)
-        assert lines == broken_lines
+    _, broken, broken_lines = train_with_a_break(*run, "broken", **fields)
+    assert_equal_trees(whole.params, broken.params)
+    assert lines == broken_lines
     assert isinstance(read_config(tmp_path / "whole")["guide_parameters"], int)
 
 
@@ -248,8 +247,10 @@ def test_a_guide_knows_its_parameters_and_reads_its_goals(guides, leave):
     state = leave.wrap(ToyWorld().reset(jax.random.key(0)).replace(position=jnp.int32(0)))
     moment = ellm_ppo.first_moment(leave, jax.tree.map(lambda x: x[None], state), 0)
     reached = jnp.zeros((1, tables.tables.sensible.shape[0]), bool)
-    advice = mentor.advise(tables, jax.random.key(0), moment, reached)
+    advice = mentor.advise(tables, jax.random.key(0), moment, reached, jnp.float32(0.5))
     assert np.flatnonzero(advice.suggested[0]).tolist() == [1], "the oracle says: take key"
+    silent = mentor.advise(tables, jax.random.key(0), moment, reached, jnp.float32(0.0))
+    assert not silent.suggested.any() and not silent.probabilities.any(), "it is not asked"
     assert load_mentor(None, leave) == (None, None)
 
 
