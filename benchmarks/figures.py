@@ -437,7 +437,7 @@ def style(name: str) -> dict[str, Any]:
 
     A DQN twin is dashed; a run of other length, observation or regime looks like the usual one.
     """
-    base = re.sub(r"^(pixels|standard|deep|(house|unseen)\d)-", "", name).removesuffix("-5m")
+    base = re.sub(r"^(pixels|standard|deep|gpu|(house|unseen)\d)-", "", name).removesuffix("-5m")
     colour, dashes = STYLES[base.removeprefix("dqn-")]
     dashes = 1 if base.startswith("dqn-") else dashes
     return {"color": COLOURS[colour], "linestyle": DASHES[dashes]}
@@ -548,6 +548,7 @@ def draw_all(methods: Methods, folder: Path) -> None:
         ("standard", "The standard regime: 17 actions, 10,000 steps"),
         ("deep", "A policy that acts on the words of its goals, rules that learn"),
         ("long", "Five times the steps"),
+        ("gpu", "Fifty times the steps, on a GPU"),
         ("pixels", "From pixels"),
     ):
         picture(methods, {title: of_group(methods, group)}, folder / f"{group}.png")

@@ -42,9 +42,9 @@ REPORTED = (  # of summary.json
     "steps_without_answer",
 )
 
-Group = Literal["ppo", "dqn", "standard", "deep", "housekeep", "pixels", "long"]
+Group = Literal["ppo", "dqn", "standard", "deep", "housekeep", "gpu", "pixels", "long"]
 # Groups that begin when all others are done.
-LAST: tuple[Group, ...] = ("deep", "housekeep", "pixels", "long")
+LAST: tuple[Group, ...] = ("deep", "housekeep", "gpu", "pixels", "long")
 MILLION = 1_000_000
 HOUSE_STEPS = 4 * MILLION
 
@@ -80,6 +80,7 @@ PAPER_HOUSE = (  # nothing that leads to the goals, and all places that the mode
     *("--exploring-starts", "0", "--pair-choice", "threshold"),
 )
 VERBS, MAP = ("--goal-head", "verbs"), ("--goal-view",)  # the policy acts on its goals' words
+GPU = ("--preset", "gpu")
 EVIDENCE = ("--evidence",)  # rules corrected by what happens
 PPO, DQN = "ellm_ppo.py", "ellm_dqn.py"
 ORACLE, NOVELTY = ("--goal-source", "oracle"), ("--goal-source", "novelty")
@@ -127,6 +128,9 @@ METHODS = {  # in the order of their worth
     "deep-oracle-faced": Method("deep", (PPO, *ORACLE, "--goal-head", "faced")),
     "deep-oracle-named": Method("deep", (PPO, *ORACLE, "--goal-head", "named")),
     "deep-oracle-map": Method("deep", (PPO, *ORACLE, *MAP)),
+    "gpu-oracle": Method("gpu", (PPO, *GPU, *ORACLE, *VERBS, *MAP), (1,), 50 * MILLION),
+    "gpu-ellm": Method("gpu", (PPO, *GPU, *VERBS, *MAP, *EVIDENCE), (1,), 50 * MILLION),
+    "gpu-novelty": Method("gpu", (PPO, *GPU, *NOVELTY, *VERBS, *MAP), (1,), 50 * MILLION),
     "pixels-oracle": Method("pixels", (PPO, *FRAMES, *ORACLE), (1,), 150_000),
     "pixels-dqn-oracle": Method("pixels", (DQN, *FRAMES, *ORACLE), (1,), 150_000),
     "oracle-5m": Method("long", (PPO, *ORACLE), (1,), 5 * MILLION),
@@ -260,6 +264,7 @@ def make_row(
         "git_commit": config["git_commit"],
         "git_dirty": config["git_dirty"],
         "machine": machine(),
+        "device": config["device_kind"],
     }
     if hasattr(os, "sched_getaffinity"):
         row["threads"] = len(os.sched_getaffinity(0))

@@ -50,7 +50,7 @@ def test_a_row_keeps_the_evaluations(tmp_path):
     run.mkdir()
     arguments = {"total_timesteps": 100}
     config = {"arguments": arguments, "git_commit": "ab", "git_dirty": False}
-    write_json(run / "config.json", config | {"score_name": "success"})
+    write_json(run / "config.json", config | {"score_name": "success", "device_kind": "cpu"})
     write_json(run / "summary.json", {"sps": 1.0})
     line = '{"env_steps": 100, "episodes": 1, "success_per_episode": 1.0, "success_rates": {}}\n'
     write_text(run / "metrics.jsonl", line)

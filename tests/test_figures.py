@@ -16,7 +16,7 @@ from lab.run import read_json, write_json
 from worlds.crafter.words import ACHIEVEMENTS
 
 PICTURES = {
-    *("curves.png", "dqn.png", "standard.png", "long.png", "pixels.png"),
+    *("curves.png", "dqn.png", "standard.png", "long.png", "gpu.png", "pixels.png"),
     *("success_rates.png", "housekeep.png", "deep.png"),
 }
 

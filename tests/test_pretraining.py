@@ -43,7 +43,7 @@ def write_run(run_dir, lines, **summary):
     run_dir.mkdir(parents=True, exist_ok=True)
     arguments = {"total_timesteps": 100_000}
     config = {"arguments": arguments, "git_commit": "ab12", "git_dirty": False}
-    config["score_name"] = "achievements"
+    config |= {"score_name": "achievements", "device_kind": "cpu"}
     write_json(run_dir / "config.json", config)
     summary = {"sps": 9000.00001, "wall_seconds": 12.0, "compile_seconds": 3.0, **summary}
     write_json(run_dir / "summary.json", summary)
@@ -98,6 +98,7 @@ def test_a_row_by_hand(tmp_path):
     assert (row["sps"], row["wall_seconds"], row["compile_seconds"]) == (9000.0, 12.0, 3.0)
     assert row["total_timesteps"] == 100_000 and row["learner"] == "ppo"
     assert row["git_commit"] == "ab12" and not row["git_dirty"] and "CPU" in row["machine"]
+    assert row["device"] == "cpu"
     assert row["queries"] == 0 and row["steps_without_answer"] == 0.0 and "unasked" not in row
 
 
