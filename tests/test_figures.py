@@ -136,7 +136,7 @@ def test_everything_is_drawn(tmp_path, most_seeds):
     }
     page = (tmp_path / "table.md").read_text()
     assert lines.get(most_seeds, "") in page
-    assert "| random |" in page and page.count("## ") == 8
+    assert "| random |" in page and page.count("## ") == 9
 
 
 def test_only_what_has_rows_is_drawn(tmp_path):
