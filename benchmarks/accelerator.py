@@ -3,7 +3,8 @@
 For each number of worlds, in one process: worlds alone with random actions, plain craftax with
 optimistic resets, ELLM with PPO and with DQN, which read goals and facts (whole updates, warm).
 Reports steps a second, compile time and memory, and the fastest number of worlds of each, by which
---preset gpu is chosen. After --budget seconds nothing new begins; what was left out is listed.
+--preset gpu is chosen. After --budget seconds nothing new begins; what was left out is listed. The
+file is written anew after each contestant, so whatever stops this takes nothing that was measured.
 """
 
 import json
@@ -11,7 +12,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,25 +113,24 @@ def peak_memory() -> int:
     return int(told.get("peak_bytes_in_use", own))
 
 
-def measure_all(args: Args) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the figures of what fits into the budget, and what was left out."""
-    began, rows, left_out = time.perf_counter(), [], []
+def measure_all(args: Args) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yield each contestant's figures and True; of one that is left out why, and False."""
+    began = time.perf_counter()
     for num_envs in args.num_envs:
         for name, make in contestants(args, num_envs).items():
             what = {"what": name, "num_envs": num_envs}
             if time.perf_counter() - began > args.budget:
-                left_out.append(what | {"why": "budget"})
+                yield what | {"why": "budget"}, False
                 continue
             try:
                 row = what | measure(make, args.rounds)
             except jax.errors.JaxRuntimeError as error:  # most likely out of memory
-                left_out.append(what | {"why": str(error).splitlines()[0][:200]})
+                yield what | {"why": str(error).splitlines()[0][:200]}, False
                 continue
-            rows.append(row)
             rate, compiling = row["steps_per_second"], row["compile_seconds"]
             told = f"{rate:>12,.0f} steps/s, {compiling:.0f} s compiling"
             print(f"{name:>8} {num_envs:>7,} worlds {told}", flush=True)
-    return rows, left_out
+            yield row, True
 
 
 def fastest(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -143,7 +143,7 @@ def main(args: Args) -> dict[str, Any]:
     """Measure, print, and return what the JSON holds."""
     set_up_jax()
     began, device = time.perf_counter(), jax.local_devices()[0]
-    rows, left_out = measure_all(args)
+    rows, left_out = [], []
     result = {
         "command": command_line("accelerator"),
         "env": args.env,
@@ -152,13 +152,15 @@ def main(args: Args) -> dict[str, Any]:
         "machine": machine(),
         "packages": versions(PACKAGES),
         "git_commit": git_commit(),
-        "fastest_num_envs": fastest(rows),
         "rows": rows,
         "left_out": left_out,
-        "seconds": time.perf_counter() - began,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.out, json.dumps(result, indent=2) + "\n")
+    for row, measured in measure_all(args):
+        (rows if measured else left_out).append(row)
+        result["fastest_num_envs"] = fastest(rows)
+        result["seconds"] = time.perf_counter() - began
+        write_text(args.out, json.dumps(result, indent=2) + "\n")
     return result
 
 

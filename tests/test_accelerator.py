@@ -61,6 +61,18 @@ def test_what_does_not_fit_is_left_out_and_told(tmp_path, monkeypatch):
     assert [row["why"] for row in left_out] == ["budget", "budget"]
 
 
+def test_what_was_measured_stays_whatever_comes(tmp_path, monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt
+
+    makers = {"worlds": round_of(7), "ppo": stopped}
+    monkeypatch.setattr(accelerator, "contestants", lambda args, num_envs: makers)
+    args = accelerator.Args(num_envs=(2,), rounds=1, out=tmp_path / "a.json")
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.main(args)
+    assert [row["what"] for row in json.loads(args.out.read_text())["rows"]] == ["worlds"]
+
+
 @pytest.mark.parametrize("num_envs", accelerator.Args().num_envs)
 def test_sizes_divide(num_envs):
     """Each contestant's arguments are ones that its script takes; nothing is made here."""
