@@ -64,7 +64,8 @@ STYLES = {
     **{"ellm-lists": (5, 0), "ellm-lists-270m": (5, 1)},
     **{"ellm-goals": (4, 0), "ellm-scene": (4, 1), "ellm-blind": (4, 3)},
     **{"novelty": (2, 0), "novelty-paper": (2, 1), "uniform": (2, 2), "grounded": (2, 3)},
-    **{"ellm-head": (0, 1), "ellm-evidence": (0, 2), "grounded-evidence": (2, 3)},
+    **{"ellm-head": (0, 1), "ellm-evidence": (0, 2), "ellm-plain": (4, 0)},
+    **{"grounded-evidence": (2, 3)},
     **{"oracle-verbs": (6, 1), "oracle-faced": (6, 2), "oracle-named": (6, 3)},
     **{"oracle-map": (1, 0), "oracle-paper": (6, 3)},
     **{"ellm-paper": (0, 3), "ellm-threshold": (5, 2)},
@@ -83,6 +84,8 @@ CLAIMS = (
     ("standard-ellm-game", "standard-game"),
     *(("deep-oracle", other) for other in ("oracle", "deep-ellm")),
     *(("deep-ellm", other) for other in ("ellm", "deep-grounded-evidence", "deep-novelty")),
+    ("deep-oracle-5m", "deep-ellm-5m"),
+    *(("deep-ellm-5m", f"deep-{other}-5m") for other in ("ellm-plain", "grounded-evidence")),
 )
 # The rows of the README's table.
 HEADLINE = {
@@ -547,6 +550,7 @@ def draw_all(methods: Methods, folder: Path) -> None:
     for group, title in (
         ("standard", "The standard regime: 17 actions, 10,000 steps"),
         ("deep", "A policy that acts on the words of its goals, rules that learn"),
+        ("deep-5m", "The same with 128 worlds, 5M steps"),
         ("long", "Five times the steps"),
         ("gpu", "Fifty times the steps, on a GPU"),
         ("pixels", "From pixels"),

@@ -42,9 +42,9 @@ REPORTED = (  # of summary.json
     "steps_without_answer",
 )
 
-Group = Literal["ppo", "dqn", "standard", "deep", "housekeep", "gpu", "pixels", "long"]
+Group = Literal["ppo", "dqn", "standard", "deep", "deep-5m", "housekeep", "gpu", "pixels", "long"]
 # Groups that begin when all others are done.
-LAST: tuple[Group, ...] = ("deep", "housekeep", "gpu", "pixels", "long")
+LAST: tuple[Group, ...] = ("deep", "deep-5m", "housekeep", "gpu", "pixels", "long")
 MILLION = 1_000_000
 HOUSE_STEPS = 4 * MILLION
 
@@ -81,9 +81,12 @@ PAPER_HOUSE = (  # nothing that leads to the goals, and all places that the mode
 )
 VERBS, MAP = ("--goal-head", "verbs"), ("--goal-view",)  # the policy acts on its goals' words
 GPU = ("--preset", "gpu")
+MANY = ("--num-envs", "128")  # worlds: fewer and larger updates, chosen on seed 11
 EVIDENCE = ("--evidence",)  # rules corrected by what happens
 PPO, DQN = "ellm_ppo.py", "ellm_dqn.py"
 ORACLE, NOVELTY = ("--goal-source", "oracle"), ("--goal-source", "novelty")
+GROUNDED = ("--goal-source", "grounded")
+FIVE = (1, 2, 3, 4, 5)
 
 METHODS = {  # in the order of their worth
     "oracle": Method("ppo", (PPO, *ORACLE)),
@@ -103,7 +106,7 @@ METHODS = {  # in the order of their worth
     "oracle-blind": Method("ppo", (PPO, *ORACLE, *NO_GOALS, *BLIND)),
     "ellm-goals": Method("ppo", (PPO, *BLIND)),
     "ellm-scene": Method("ppo", (PPO, *NO_GOALS)),
-    "grounded": Method("ppo", (PPO, "--goal-source", "grounded")),
+    "grounded": Method("ppo", (PPO, *GROUNDED)),
     "game-lr3e-4": Method("ppo", ("-m", "baselines.ppo", "--learning-rate", "3e-4")),
     "rnd": Method("ppo", ("-m", "baselines.ppo_rnd")),
     "random": Method("ppo", ("-m", "baselines.dqn", *UNIFORM)),
@@ -119,15 +122,22 @@ METHODS = {  # in the order of their worth
     "deep-oracle": Method("deep", (PPO, *ORACLE, *VERBS, *MAP)),
     "deep-ellm": Method("deep", (PPO, *VERBS, *MAP, *EVIDENCE)),
     "deep-novelty": Method("deep", (PPO, *NOVELTY, *VERBS, *MAP)),
-    "deep-grounded-evidence": Method(
-        "deep", (PPO, "--goal-source", "grounded", *VERBS, *MAP, *EVIDENCE)
-    ),
+    "deep-grounded-evidence": Method("deep", (PPO, *GROUNDED, *VERBS, *MAP, *EVIDENCE)),
     "deep-ellm-head": Method("deep", (PPO, *VERBS, *MAP)),
     "deep-ellm-evidence": Method("deep", (PPO, *EVIDENCE)),
     "deep-oracle-verbs": Method("deep", (PPO, *ORACLE, *VERBS)),
     "deep-oracle-faced": Method("deep", (PPO, *ORACLE, "--goal-head", "faced")),
     "deep-oracle-named": Method("deep", (PPO, *ORACLE, "--goal-head", "named")),
     "deep-oracle-map": Method("deep", (PPO, *ORACLE, *MAP)),
+    "deep-ellm-5m": Method("deep-5m", (PPO, *MANY, *VERBS, *MAP, *EVIDENCE), FIVE, 5 * MILLION),
+    "deep-oracle-5m": Method("deep-5m", (PPO, *MANY, *ORACLE, *VERBS, *MAP), FIVE, 5 * MILLION),
+    "deep-grounded-evidence-5m": Method(
+        "deep-5m", (PPO, *MANY, *GROUNDED, *VERBS, *MAP, *EVIDENCE), FIVE, 5 * MILLION
+    ),
+    "deep-ellm-plain-5m": Method("deep-5m", (PPO, *MANY), FIVE, 5 * MILLION),
+    "deep-ellm-evidence-5m": Method("deep-5m", (PPO, *MANY, *EVIDENCE), FIVE, 5 * MILLION),
+    "deep-ellm-head-5m": Method("deep-5m", (PPO, *MANY, *VERBS, *MAP), FIVE, 5 * MILLION),
+    "deep-novelty-5m": Method("deep-5m", (PPO, *MANY, *NOVELTY, *VERBS, *MAP), FIVE, 5 * MILLION),
     "gpu-oracle": Method("gpu", (PPO, *GPU, *ORACLE, *VERBS, *MAP), (1,), 50 * MILLION),
     "gpu-ellm": Method("gpu", (PPO, *GPU, *VERBS, *MAP, *EVIDENCE), (1,), 50 * MILLION),
     "gpu-novelty": Method("gpu", (PPO, *GPU, *NOVELTY, *VERBS, *MAP), (1,), 50 * MILLION),
@@ -156,7 +166,7 @@ IN_HOUSES = {
 }
 METHODS |= {
     f"house{task}-{name}": Method(
-        "housekeep", (*command, "--env", "housekeep", "--task", task), (1, 2, 3, 4, 5), HOUSE_STEPS
+        "housekeep", (*command, "--env", "housekeep", "--task", task), FIVE, HOUSE_STEPS
     )
     for name, command in IN_HOUSES.items()
     for task in HOUSES

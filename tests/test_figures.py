@@ -17,7 +17,7 @@ from worlds.crafter.words import ACHIEVEMENTS
 
 PICTURES = {
     *("curves.png", "dqn.png", "standard.png", "long.png", "gpu.png", "pixels.png"),
-    *("success_rates.png", "housekeep.png", "deep.png"),
+    *("success_rates.png", "housekeep.png", "deep.png", "deep-5m.png"),
 }
 
 # ---- statistics
@@ -136,7 +136,7 @@ def test_everything_is_drawn(tmp_path, most_seeds):
     }
     page = (tmp_path / "table.md").read_text()
     assert lines.get(most_seeds, "") in page
-    assert "| random |" in page and page.count("## ") == 9
+    assert "| random |" in page and page.count("## ") == 10
 
 
 def test_only_what_has_rows_is_drawn(tmp_path):
