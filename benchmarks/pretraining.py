@@ -81,7 +81,7 @@ PAPER_HOUSE = (  # nothing that leads to the goals, and all places that the mode
 )
 VERBS, MAP = ("--goal-head", "verbs"), ("--goal-view",)  # the policy acts on its goals' words
 GPU = ("--preset", "gpu")
-MANY = ("--num-envs", "128")  # worlds: fewer and larger updates, chosen on seed 11
+MANY = ("--num-envs", "128")  # worlds: a GPU takes few of them no faster
 EVIDENCE = ("--evidence",)  # rules corrected by what happens
 PPO, DQN = "ellm_ppo.py", "ellm_dqn.py"
 ORACLE, NOVELTY = ("--goal-source", "oracle"), ("--goal-source", "novelty")
