@@ -803,6 +803,8 @@ def update(
         "pool_exhausted": envs.exhausted,
         **losses,
     }
+    if setup.mentor:
+        metrics["guide_share"] = mentor_share(args, state)
     state = state.replace(
         envs=envs,
         achieved=achieved,

@@ -259,7 +259,7 @@ def _draw_panel(frame: Frame) -> Image.Image:
     y += CAPTION_LINES * LINE + 8
 
     y = _rule(draw, y)
-    _heading(draw, y, "suggested goals" if frame.goals else "no goal suggested")
+    _heading(draw, y, "goals" if frame.goals else "no goal")
     y += 18
     _draw_goals(draw, frame, y, inner)
     y += GOAL_ROWS * LINE + 8

@@ -50,7 +50,10 @@ def learning_curve(run_dirs: RunDirs, path: str | os.PathLike) -> None:
         left = figure.subplots()
     _draw_mean(left, runs, score_key(score_name), COLOURS[0])
     _draw_evaluations(left, run_dirs, score_key(score_name))
-    finish_axes(left, f"{score_label(score_name)} per episode")
+    configs = (read_config(run_dir).get("arguments", {}) for run_dir in run_dirs)
+    tasks = sorted({config["task"] for config in configs if config.get("task")})
+    title = f"{score_label(score_name)} per episode"
+    finish_axes(left, f"{title}, task {', '.join(tasks)}" if tasks else title)
     save_figure(figure, path)
 
 

@@ -213,7 +213,9 @@ class Session:
         name = self.world.score_name
         score, words = summary[score_key(name)], score_label(name)
         ended = "no episode ended" if score is None else f"{score:.2f} {words} per episode"
-        print(f"{path}: {ended}", flush=True)
+        held_out = summary.get("evaluation", {}).get(score_key(name))
+        beside = "" if held_out is None else f" of the training, {held_out:.2f} held out"
+        print(f"{path}: {ended}{beside}", flush=True)
         return summary
 
     def _report(
@@ -288,3 +290,8 @@ def _check(args: RunArgs) -> None:
             f"--evaluate-every {args.evaluate_every} needs --evaluate-episodes and at least "
             f"the {args.batch_size} env steps of an update: give more"
         )
+    if getattr(args, "guide", None) is None:
+        for name in ("guide_probability", "guide_fraction"):
+            default = getattr(type(args), name, None)
+            if getattr(args, name, None) != default:
+                raise UserError(f"--{name.replace('_', '-')} needs --guide: name a run")

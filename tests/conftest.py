@@ -18,6 +18,24 @@ import pytest  # noqa: E402
 
 from goals import endpoint  # noqa: E402
 
+# Files that train or compile for long, the longest first. They begin first, so that at the end no
+# process works on one of them alone; CI runs them on one Python only.
+LONG = (
+    *("end_to_end", "ellm_dqn", "ellm_ppo", "crafter", "golden", "mentor", "guidance", "tasks"),
+    *("transfer", "repeat", "baselines", "rnd", "apt", "background_runs", "speed", "kill"),
+    *("last_steps", "figures", "goal_quality", "pretrained"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of long files, and put them first."""
+    rank = {f"test_{name}": number for number, name in enumerate(LONG)}
+    for item in items:
+        if item.path.stem in rank:
+            item.add_marker("long")
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_of_other_modules_are_dropped():

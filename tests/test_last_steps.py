@@ -99,8 +99,10 @@ def test_a_last_step_that_fails_is_told_and_all_else_is_there(
     summary, _, _ = train(monkeypatch, ToyWorld(), tmp_path, ODD, TableModel(), **fields)
     assert summary["failed"] == {what: "OSError: no more space"}
     assert json.loads((tmp_path / ODD / "summary.json").read_text()) == summary
-    assert f"{what} failed (OSError: no more space)" in capsys.readouterr().err
-    assert ("evaluation" in summary) == (what != "the evaluation")
+    said, is_evaluated = capsys.readouterr(), what != "the evaluation"
+    assert f"{what} failed (OSError: no more space)" in said.err
+    assert ("evaluation" in summary) == is_evaluated
+    assert ("held out" in said.out.splitlines()[-1]) == is_evaluated
     left_out = {"the picture": {"curve.png"}, "the film": {"film.gif"}, "asking": set()}
     missing = left_out.get(what, {"film.gif"})
     expected = {"curve.png", "film.gif"} - missing

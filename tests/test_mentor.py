@@ -237,6 +237,14 @@ def test_a_run_explores_by_another_run(monkeypatch, tmp_path, guides, leave, nam
     assert_equal_trees(whole.params, broken.params)
     assert lines == broken_lines
     assert isinstance(read_config(tmp_path / "whole")["guide_parameters"], int)
+    shares = [line["guide_share"] for line in lines]
+    assert 0 <= shares[-1] <= shares[1] < shares[0] <= 0.5
+
+
+def test_what_a_guide_does_needs_one(monkeypatch, leave, tmp_path):
+    for field in ({"guide_probability": 0.4}, {"guide_fraction": 0.4}):
+        with pytest.raises(UserError, match=f"--{next(iter(field)).replace('_', '-')} needs --gui"):
+            train(monkeypatch, leave, tmp_path, "run", **field, **OF_TASK)
 
 
 def test_a_guide_knows_its_parameters_and_reads_its_goals(guides, leave):
