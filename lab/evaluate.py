@@ -21,7 +21,7 @@ from lab.film import film_frames, make_film
 from lab.machine import set_up_jax
 from lab.metrics import score_key, score_label
 from lab.play import HELD_OUT, Policy, play
-from lab.pretrained import find_run, is_shipped, load_parameters
+from lab.pretrained import find_run, is_shipped, load_parameters, restore_shipped
 from lab.ranges import Count, Ranged, Seed
 from lab.run import read_config, sha256, write_json
 from worlds import make_world
@@ -117,7 +117,9 @@ def load_run(
     with ExitStack() as stack:
         stack.callback(service.close)
         service.prepare()
-        if not is_shipped(Path(run_dir)):
+        if is_shipped(Path(run_dir)):
+            restore_shipped(service, Path(run_dir))
+        else:
             with Checkpoints(Path(run_dir) / "checkpoints") as checkpoints:
                 service.restore(checkpoints.host()["service"])
         state = jax.eval_shape(partial(script.init_state, setup), service.tables)

@@ -2,13 +2,16 @@
 
 A shipped agent is a folder pretrained/NAME: config.json, which names the command that trained it,
 its evaluation, and params.safetensors, in half precision and without anything that could run code.
+With --evidence service.json has what was counted, which is what its rules are corrected by.
 Wherever a run is named (--from-run, --guide, --run-dir of lab.evaluate) its NAME will do.
 
     python -m lab.pretrained --run-dir runs/mine --name ellm-crafter     ship one more
 """
 
+import json
 import re
 import shlex
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,16 +22,18 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from goals.service import GoalService
 from goals.sources import find_recorded
 from lab.checkpoint import Checkpoints
 from lab.cli import parse, run_cli
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.ranges import Ranged
 from lab.run import SUMMARY, read_config, read_json, write_json
 from worlds.world import World
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
 PARAMETERS = "params.safetensors"
+SERVICE = "service.json"
 KEPT = ("script", "language_model", "world", "score_name", "prompts", "vectors", "git_commit")
 OF_THE_RUN = ("run_dir", "store", "track", "film")  # arguments that say nothing of the agent
 
@@ -50,6 +55,20 @@ def find_run(name: str | Path, flag: str) -> Path:
 def is_shipped(run_dir: Path) -> bool:
     """Return whether a folder holds parameters alone, instead of checkpoints."""
     return (run_dir / PARAMETERS).is_file()
+
+
+def restore_shipped(service: GoalService, run_dir: Path) -> None:
+    """Bring a service to what a shipped agent's had counted with --evidence.
+
+    Raises UserError where that is damaged.
+    """
+    file = run_dir / SERVICE
+    if not getattr(service.args, "evidence", False):
+        return
+    try:
+        service.restore(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise UserError(f"{file} is damaged ({one_line(error)}): fetch it anew") from None
 
 
 def load_parameters(run_dir: Path, like: Any) -> Any:
@@ -99,10 +118,10 @@ class Args(Ranged):
 
 def _check_ships(args: Any, world: World, run_dir: str) -> None:
     """Raise UserError where an agent needs what does not ship with it."""
-    if getattr(args, "evidence", False) or args.asks:
+    if args.asks:
         raise UserError(
-            f"{run_dir} goes on asking or correcting, and an agent ships without answers: "
-            "give a run of --goal-form rules or pairs without --evidence"
+            f"{run_dir} goes on asking, and an agent ships without answers: "
+            "give a run of --goal-form rules or pairs"
         )
     asked = getattr(args, "goal_source", None) == "llm" and args.tracks_goals
     if asked and args.goal_form not in find_recorded(world, args.llm):
@@ -128,6 +147,7 @@ def main(args: Args) -> Path:
         raise UserError(f"{args.run_dir} is not finished and evaluated: let it go on first")
     script = load_script(find_script(args.run_dir))
     policy, service, params = load_run(script, args.run_dir)
+    counted = service.state()
     service.close()
     _check_ships(policy.setup.args, policy.setup.world, args.run_dir)
     names = [field.name for field in fields(script.Args) if field.name not in OF_THE_RUN]
@@ -153,6 +173,8 @@ def main(args: Args) -> Path:
     record |= {name: config[name] for name in KEPT if name in config}
     write_json(folder / "config.json", record)
     write_json(folder / SUMMARY, {"evaluation": read_json(file)["evaluation"]})
+    if counted["evidence"]:
+        write_json(folder / SERVICE, counted)
     size = (folder / PARAMETERS).stat().st_size / 2**20
     print(f"{folder}: {size:.2f} MiB, trained by {record['command']}")
     return folder

@@ -73,17 +73,18 @@ def _check_world(args: Any, recorded: Mapping[str, Any], folder: Path) -> None:
 def fine_tuning(args: Any) -> dict[str, Any]:
     """Return what arguments are by default where --from-run goes on with a --task.
 
-    The agent goes on reading the goals that it knows, paid a hundredth of the task: a policy that
-    the task alone pays, seldom, drifts away from what it could do (docs/downstream.md). Raises
-    UserError where there is no such run.
+    The agent's inputs and width stay what they were. It goes on reading the goals that it knows,
+    paid a hundredth of the task: a policy that the task alone pays, seldom, drifts away from what
+    it could do (docs/downstream.md). Raises UserError where there is no such run.
     """
     if not args.from_run or args.task not in world_tasks(args):
         return {}
     recorded = read_config(find_run(args.from_run, "--from-run")).get("arguments", {})
-    slow, source = {"learning_rate": 1e-4}, recorded.get("goal_source", "none")
+    shape = {name: recorded[name] for name in SHAPING if name in recorded and hasattr(args, name)}
+    tuned, source = {**shape, "learning_rate": 1e-4}, recorded.get("goal_source", "none")
     if args.goal_source == "task" or source in ("task", "none"):
-        return slow
-    return {**slow, "goal_source": source, "goal_coef": 0.1, "extrinsic_coef": 10.0}
+        return tuned
+    return {**tuned, "goal_source": source, "goal_coef": 0.1, "extrinsic_coef": 10.0}
 
 
 def trainable(

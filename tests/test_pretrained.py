@@ -152,6 +152,25 @@ def test_a_tuned_and_guided_agent_of_a_task_ships_with_its_command(here, monkeyp
     service.close()
 
 
+def test_rules_that_play_has_corrected_ship_too(tmp_path):
+    fields = {**FIELDS, "goal_source": "grounded", "evidence": True, "evaluate_episodes": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, ToyWorld(), tmp_path, "run", **fields)
+    pretrained.main(pretrained.Args(run_dir=str(tmp_path / "run"), name="learnt", out=tmp_path))
+    states = []
+    for folder in ("run", "learnt"):
+        _, service, _ = load_run(ellm_ppo, tmp_path / folder)
+        states.append(service.state())
+        service.close()
+    assert states[0] == states[1] and states[0]["evidence"]["round"]
+    file = tmp_path / "learnt" / "service.json"
+    for damage in (lambda: file.write_text('{"goals": []}'), lambda: file.write_text("{"),
+                   file.unlink):  # fmt: skip
+        damage()
+        with pytest.raises(UserError, match="service.json is damaged .*: fetch it anew$"):
+            load_run(ellm_ppo, tmp_path / "learnt")
+
+
 def test_an_agent_that_goes_on_asking_does_not_ship(shipped, tmp_path):
     fields = {**FIELDS, "text_observation": "caption", "evaluate_episodes": 2}
     with pytest.MonkeyPatch.context() as patch:

@@ -180,6 +180,10 @@ def test_a_tuned_agent_goes_on_reading_what_it_knows(tmp_path):
     write_json(tmp_path / "config.json", {"arguments": {"goal_source": "oracle"}})
     alone = parse(ellm_ppo.Args, preset, [*words, "--goal-source", "task"])
     assert (alone.goal_source, alone.goal_coef, alone.extrinsic_coef) == ("task", 1.0, 0.0)
+    recorded = {"goal_source": "llm", "goal_head": "verbs", "goal_view": True, "hidden_size": 64}
+    write_json(tmp_path / "config.json", {"arguments": recorded})
+    shaped = parse(ellm_ppo.Args, preset, words)
+    assert (shaped.goal_head, shaped.goal_view, shaped.hidden_size) == ("verbs", True, 64)
     assert parse(ellm_ppo.Args, preset, words[2:]).learning_rate == 1e-3, "without a task"
 
 
