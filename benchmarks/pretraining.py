@@ -341,10 +341,17 @@ def is_finished(run_dir: Path) -> bool:
     return summary.exists() and "evaluation" in read_json(summary)
 
 
-def run(name: str, seed: int, args: Any, methods: Mapping[str, Method] | None = None) -> bool:
+def run(
+    name: str,
+    seed: int,
+    args: Any,
+    methods: Mapping[str, Method] | None = None,
+    add: Callable[[str, Path], Mapping[str, Any]] = lambda name, run_dir: {},
+) -> bool:
     """Train what is not finished and record it; return whether that worked.
 
-    args: with `runs` and `results`; methods: default: those of this comparison.
+    args: with `runs` and `results`; methods: default: those of this comparison; add(name, run_dir):
+    what a finished run's row has besides.
     """
     methods = methods or METHODS
     folder = "-".join(re.findall(r"[\w.]+", name))
@@ -363,16 +370,21 @@ def run(name: str, seed: int, args: Any, methods: Mapping[str, Method] | None = 
             if code or not is_finished(run_dir):
                 print(f"{run_name}: failed with exit code {code}", flush=True)
                 return False
-        row = make_row(name, seed, run_dir, methods)
+        row = {**make_row(name, seed, run_dir, methods), **add(name, run_dir)}
         append_row(row, args.results)
         said = row["score"].replace("_", " ")
         print(f"{run_name}: {row['final'][row['score']]} {said}", flush=True)
     return True
 
 
-def run_all(runs: Iterable[tuple[str, int]], args: Any, methods: Mapping[str, Method]) -> None:
-    """Run and record one after the other; exits with 1 if a run failed."""
-    worked = [run(name, seed, args, methods) for name, seed in runs]
+def run_all(
+    runs: Iterable[tuple[str, int]],
+    args: Any,
+    methods: Mapping[str, Method],
+    add: Callable[[str, Path], Mapping[str, Any]] = lambda name, run_dir: {},
+) -> None:
+    """Run and record one after the other, as `run`; exits with 1 if a run failed."""
+    worked = [run(name, seed, args, methods, add) for name, seed in runs]
     if not all(worked):
         sys.exit(1)
 
