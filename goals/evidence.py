@@ -36,7 +36,9 @@ LEAST_SUCCESSES, LEAST_RATE, LEAST_Z, LEAST_SHARE = 5, 0.05, 5.0, 0.5
 LEAST_CONTROLS = 20  # times that controls of the same noun must have had the chance
 SUCCESS_WEIGHT, PRIOR_WEIGHT = 4.0, 2.0  # of a surplus success, of a standard deviation, in odds
 LEAST_SURPLUS = 0.5  # successes
-ALWAYS = 0.98  # share of successes that a need that is added was there in
+# A need that is added was there in this share of the successes, and absent in so few beyond chance:
+# what an agent mostly has by then, like a pickaxe when it makes a sword, is no need of the sword.
+ALWAYS, LEAST_REFUTING = 0.98, 2.0
 LEAST_FAILURES = 20
 FEW_FAILURES = 0.1  # share of the chances; with fewer a caption comes with success only
 LEAST_SURPRISE, LEAST_SEEN = 10.0, 10  # nats, successes
@@ -191,7 +193,7 @@ class Evidence:
             needs = self._needs(goal)
             dropped = self._drop(goal, needs, signatures[goal], bases[goal])
             left = [x for x in needs if Correction(goal, "drop", x) not in dropped]
-            found |= dropped | self._add(goal, left, signatures[goal])
+            found |= dropped | self._add(goal, left, signatures[goal], bases[goal])
         news = [why for correction, why in found.items() if correction not in self.corrections]
         for correction, why in self.corrections.items():
             if correction not in found:
@@ -219,18 +221,20 @@ class Evidence:
                 dropped[Correction(goal, "drop", x)] = f"{why}: {did} successes without it"
         return dropped
 
-    def _add(self, goal: int, needs: list[int], change: int) -> dict[Correction, str]:
-        """Return the needs that are missing, and why."""
+    def _add(self, goal: int, needs: list[int], change: int, base: float) -> dict[Correction, str]:
+        """Return the needs that are missing, and why; base: the controls' rate of the change."""
         could, did = self.counts["could"][goal, change], self.counts["did"][goal, change]
         failures = could - did
         did_with = self.counts["did_with"][goal, change]
-        is_always = self._can_need[goal] & (did_with >= ALWAYS * did)
+        could_with = self.counts["could_with"][goal, change]
+        surplus = (did - did_with) - base * (could - could_with)
+        is_always = self._can_need[goal] & (did_with >= ALWAYS * did) & (surplus <= LEAST_REFUTING)
         is_always[needs] = False
         if failures < FEW_FAILURES * could:
             return self._add_by_success(goal, needs, did, is_always)
         if failures < LEAST_FAILURES or did < LEAST_SUCCESSES:
             return {}
-        lacking = 1 - (self.counts["could_with"][goal, change] - did_with) / failures
+        lacking = 1 - (could_with - did_with) / failures
         if any(lacking[x] >= LEAST_SHARE for x in needs):
             return {}  # what is known explains the failures
         best = int(np.where(is_always, lacking, -1.0).argmax())
