@@ -24,7 +24,7 @@ from worlds.crafter.tasks import TASKS
 STEPS, EVERY = 8 * 24_576, 24_576
 SEEDS = (1, 2, 3, 4, 5)
 PPO = ("ellm_ppo.py",)
-HARD = ("mine stone", "make stone pickaxe", "mine coal", "place furnace")
+HARD = ("mine stone", "make stone pickaxe", "mine coal", "place furnace", "mine iron")
 
 
 def tuned(agent: str, source: str) -> tuple[str, ...]:
@@ -48,6 +48,8 @@ WAYS = {  # in the order of their worth
     "scratch": PPO,
     "both-ellm": (*PPO, "--from-run", "ellm-crafter", *both("llm"), *SLOW),
     "guided-ellm": guided("ellm-crafter"),
+    "guided-deep": guided("ellm-deep-crafter"),
+    "both-deep": (*PPO, "--from-run", "ellm-deep-crafter", *both("llm"), *SLOW),
     "tuned-ellm": tuned("ellm-crafter", "llm"),
     "both-novelty": (*PPO, "--from-run", "novelty-crafter", *both("novelty"), *SLOW),
     "guided-novelty": guided("novelty-crafter"),

@@ -29,6 +29,7 @@ STYLES = {
     **{"scratch": (6, 0), "scratch-1e-4": (6, 2), "bonus-ellm": (5, 0)},
     **{"both-ellm": (0, 0), "tuned-ellm": (0, 2), "guided-ellm": (0, 1)},
     **{"both-oracle": (4, 0), "tuned-oracle": (4, 2), "guided-oracle": (4, 1)},
+    **{"both-deep": (1, 0), "guided-deep": (1, 1)},
     **{"both-novelty": (2, 0), "tuned-novelty": (2, 2), "guided-novelty": (2, 1)},
 }
 COLUMNS = 3  # of the picture, 2 for up to four tasks
