@@ -550,7 +550,7 @@ def draw_all(methods: Methods, folder: Path) -> None:
     for group, title in (
         ("standard", "The standard regime: 17 actions, 10,000 steps"),
         ("deep", "A policy that acts on the words of its goals, rules that learn"),
-        ("deep-5m", "The same with 128 worlds, 5M steps"),
+        ("deep-5m", "Acting on words, rules that learn: 128 worlds, 5M steps"),
         ("long", "Five times the steps"),
         ("gpu", "Fifty times the steps, on a GPU"),
         ("pixels", "From pixels"),
