@@ -23,7 +23,8 @@ from goals import endpoint  # noqa: E402
 LONG = (
     *("end_to_end", "ellm_dqn", "ellm_ppo", "crafter", "golden", "mentor", "guidance", "tasks"),
     *("transfer", "repeat", "baselines", "rnd", "apt", "background_runs", "speed", "kill"),
-    *("last_steps", "figures", "goal_quality", "pretrained"),
+    *("last_steps", "figures", "goal_quality", "pretrained", "housekeep", "teachers"),
+    *("open_ended", "service", "store_drill"),
 )
 
 
