@@ -2,12 +2,13 @@
 
 A shipped agent is a folder pretrained/NAME: config.json, which names the command that trained it,
 its evaluation, and params.safetensors, in half precision and without anything that could run code.
-With --evidence service.json has what was counted, which is what its rules are corrected by.
+With --evidence service.json.gz has what was counted, by which its rules are corrected.
 Wherever a run is named (--from-run, --guide, --run-dir of lab.evaluate) its NAME will do.
 
     python -m lab.pretrained --run-dir runs/mine --name ellm-crafter     ship one more
 """
 
+import gzip
 import json
 import re
 import shlex
@@ -33,7 +34,7 @@ from worlds.world import World
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
 PARAMETERS = "params.safetensors"
-SERVICE = "service.json"
+SERVICE = "service.json.gz"
 KEPT = ("script", "language_model", "world", "score_name", "prompts", "vectors", "git_commit")
 OF_THE_RUN = ("run_dir", "store", "track", "film")  # arguments that say nothing of the agent
 
@@ -66,8 +67,8 @@ def restore_shipped(service: GoalService, run_dir: Path) -> None:
     if not getattr(service.args, "evidence", False):
         return
     try:
-        service.restore(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+        service.restore(json.loads(gzip.decompress(file.read_bytes())))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise UserError(f"{file} is damaged ({one_line(error)}): fetch it anew") from None
 
 
@@ -174,7 +175,7 @@ def main(args: Args) -> Path:
     write_json(folder / "config.json", record)
     write_json(folder / SUMMARY, {"evaluation": read_json(file)["evaluation"]})
     if counted["evidence"]:
-        write_json(folder / SERVICE, counted)
+        (folder / SERVICE).write_bytes(gzip.compress(json.dumps(counted).encode(), mtime=0))
     size = (folder / PARAMETERS).stat().st_size / 2**20
     print(f"{folder}: {size:.2f} MiB, trained by {record['command']}")
     return folder

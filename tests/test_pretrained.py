@@ -1,6 +1,7 @@
 """Agents that ship: small, safe, and whatever else they were."""
 
 import dataclasses
+import gzip
 import shutil
 
 import jax
@@ -163,11 +164,11 @@ def test_rules_that_play_has_corrected_ship_too(tmp_path):
         states.append(service.state())
         service.close()
     assert states[0] == states[1] and states[0]["evidence"]["round"]
-    file = tmp_path / "learnt" / "service.json"
-    for damage in (lambda: file.write_text('{"goals": []}'), lambda: file.write_text("{"),
-                   file.unlink):  # fmt: skip
-        damage()
-        with pytest.raises(UserError, match="service.json is damaged .*: fetch it anew$"):
+    file = tmp_path / "learnt" / "service.json.gz"
+    whole = file.read_bytes()
+    for damaged in (gzip.compress(b'{"goals": []}'), gzip.compress(b"{"), whole[:-40], b"{}", None):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        with pytest.raises(UserError, match="service.json.gz is damaged .*: fetch it anew$"):
             load_run(ellm_ppo, tmp_path / "learnt")
 
 
